@@ -1,0 +1,54 @@
+"""Canonical bytes and digests: the one place where things are turned into what is hashed.
+
+Canonical bytes are JSON as msgspec writes it with sorted keys: UTF-8, no white space, struct fields and dictionary keys
+in code point order, `bytes` as base64, floats in their shortest form that reads back to the same bits. They are stored
+as written and never re-encoded, so that a hash can always be checked against the stored bytes.
+
+Digests carry their algorithm: ``sha256:<64 hex digits>``, ``blake3:<64 hex digits>``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import msgspec
+
+from .errors import InputError
+
+_ENCODER = msgspec.json.Encoder(order="sorted")
+
+
+def canonical(value: Any) -> bytes:
+    """Return the canonical bytes of a struct or of plain JSON data.
+
+    Raises:
+        InputError: the value holds what JSON can't carry exactly (a lone surrogate, or a type that is not data).
+            A non-finite float anywhere is refused by `require_finite` at the places where users can pass one.
+    """
+    try:
+        return _ENCODER.encode(value)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"text holds a lone surrogate (U+{ord(error.object[error.start]):04X}) at position {error.start}, which "
+            "UTF-8 can't carry. Decode the input with errors='replace', or remove it."
+        ) from None
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise InputError(f"this value can't be recorded as JSON: {error}. Pass plain data.") from None
+
+
+def require_finite(value: float | None, what: str) -> None:
+    """Raise `InputError` naming `what` unless `value` is `None` or a finite number."""
+    if value is not None and not math.isfinite(value):
+        raise InputError(f"{what} must be a finite number, not {value!r}.")
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of bytes as ``sha256:hex``."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a value's canonical bytes."""
+    return sha256(canonical(value))

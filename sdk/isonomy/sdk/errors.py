@@ -1,0 +1,106 @@
+"""Errors of the SDK, as a tree.
+
+IsonomyError
+├── InputError            what the caller passed in can't be used
+├── ConfigError           a configuration file or a policy is wrong: file, key, what to do
+├── PluginError           a plugin can't be found, loaded, or behaves outside its contract
+│   └── MissingExtra      it needs packages of an extra that is not installed
+├── BackendError          a backend could not answer
+│   ├── ModelError        a checkpoint is missing, damaged, or not covered
+│   ├── ContextLength     the prompt does not fit the model's context
+│   └── RemoteError       an endpoint answered with an error or not at all
+├── LogError              the log can't be written or read: nothing is released unrecorded
+└── ReplayError           a replay asked for something that the log does not have
+
+Every error carries its context as attributes and says in its last sentence what to do.
+"""
+
+from __future__ import annotations
+
+
+class IsonomyError(Exception):
+    """Base of every error that Isonomy raises on purpose."""
+
+
+class InputError(IsonomyError):
+    """What the caller passed in can't be used."""
+
+
+class ConfigError(IsonomyError):
+    """A configuration is wrong; `file` and `key` say where."""
+
+    def __init__(self, message: str, *, file: str | None = None, key: str | None = None) -> None:
+        self.file = file
+        self.key = key
+        where = ": ".join(part for part in (file, key) if part)
+        super().__init__(f"{where}: {message}" if where else message)
+
+
+class PluginError(IsonomyError):
+    """A plugin can't be found or loaded, or breaks its contract; `plugin` names it."""
+
+    def __init__(self, message: str, *, plugin: str) -> None:
+        self.plugin = plugin
+        super().__init__(message)
+
+
+class MissingExtra(PluginError):
+    """Packages of an extra are not installed; `extra` names it."""
+
+    def __init__(self, plugin: str, extra: str, missing: str) -> None:
+        self.extra = extra
+        self.missing = missing
+        super().__init__(
+            f"{plugin} needs the package {missing!r}, which is not installed. "
+            f"Run: pip install 'isonomy[{extra}]'",
+            plugin=plugin,
+        )
+
+
+class BackendError(IsonomyError):
+    """A backend could not answer; `backend` names it."""
+
+    def __init__(self, message: str, *, backend: str) -> None:
+        self.backend = backend
+        super().__init__(message)
+
+
+class ModelError(BackendError):
+    """A checkpoint is missing, damaged or not covered; `path` says which."""
+
+    def __init__(self, message: str, *, backend: str, path: str) -> None:
+        self.path = path
+        super().__init__(message, backend=backend)
+
+
+class ContextLength(BackendError):
+    """The prompt does not fit: `tokens` were asked for, `limit` is the model's context."""
+
+    def __init__(self, message: str, *, backend: str, tokens: int, limit: int) -> None:
+        self.tokens = tokens
+        self.limit = limit
+        super().__init__(message, backend=backend)
+
+
+class RemoteError(BackendError):
+    """An endpoint answered with an error or not at all; `status` is the HTTP status, if there was one."""
+
+    def __init__(self, message: str, *, backend: str, status: int | None = None) -> None:
+        self.status = status
+        super().__init__(message, backend=backend)
+
+
+class LogError(IsonomyError):
+    """The log can't be written or read; `path` says which."""
+
+    def __init__(self, message: str, *, path: str) -> None:
+        self.path = path
+        super().__init__(message)
+
+
+class ReplayError(IsonomyError):
+    """A replay asked for something that the log does not have; `check` names who asked."""
+
+    def __init__(self, message: str, *, check: str | None = None) -> None:
+        self.check = check
+        super().__init__(message)

@@ -1,0 +1,138 @@
+"""Events: the steps of a call, as recorded and as compared on replay.
+
+`sequence` counts the events of a call from 0 without gaps. `stage` says where, `check` which plugin instance (its unique
+id), `target` what was judged: ``message/2``, ``messages``, ``candidate/0``. `round` counts regenerations from 0.
+`*_ns` fields are durations; they are evidence, and are not compared on replay.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from .generation import Generation, Sampling
+from .vocabulary import Critique, Ranking, Verdict
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True):
+    sequence: int
+    stage: str
+    check: str | None = None
+    round: int = 0
+
+    @property
+    def type(self) -> str:
+        """The event's tag as it stands in records."""
+        return str(self.__struct_config__.tag)
+
+
+class Judged(_Event, frozen=True, tag="judged"):
+    """A check was asked. `verdict` is `None` where it abstained.
+
+    `before` is the digest of what it saw; `after` of what stood when it was done, if it changed that.
+    """
+
+    target: str
+    verdict: Verdict | None
+    before: str
+    after: str | None = None
+    duration_ns: int = 0
+
+
+class Failed(_Event, frozen=True, tag="failed"):
+    """A check raised, hung, or returned nonsense, and what its `on_error` made of that."""
+
+    target: str
+    kind: Literal["error", "timeout", "invalid"]
+    error: str
+    message: str
+    became: Literal["block", "allow", "flag"]
+    before: str
+    duration_ns: int = 0
+
+
+class Unjudged(_Event, frozen=True, tag="unjudged"):
+    """Every check of a stage abstained: nothing judged this target. Counts as a flag."""
+
+    target: str
+
+
+class Effect(_Event, frozen=True, tag="effect"):
+    """Something a plugin took from the outside world through its context.
+
+    `kind` is what was asked (now, rng, effect, secret); `name` the plugin's name for it; `value` the recorded
+    JSON value (of a secret: always null), or `error` the type and message that the effect raised.
+    """
+
+    kind: Literal["now", "rng", "effect", "secret"]
+    name: str
+    value: Any = None
+    error: tuple[str, str] | None = None
+    duration_ns: int = 0
+
+
+class Critiqued(_Event, frozen=True, tag="critiqued"):
+    """A plugin's critiques of a candidate."""
+
+    target: str
+    critiques: tuple[Critique, ...]
+    duration_ns: int = 0
+
+
+class Revised(_Event, frozen=True, tag="revised"):
+    """A plugin gave a better candidate; it is checked again."""
+
+    target: str
+    before: str
+    after: str
+    text: str
+    duration_ns: int = 0
+
+
+class Ranked(_Event, frozen=True, tag="ranked"):
+    """A plugin's order of the candidates."""
+
+    ranking: Ranking
+    duration_ns: int = 0
+
+
+class Generated(_Event, frozen=True, tag="generated"):
+    """The backend answered. `purpose` is ``answer``, or ``nested`` for a plugin's own `ctx.generate`.
+
+    `messages` are what was sent, as numbers into the call's message table (payloads ``message/N``), `sampling` how.
+    `generation` is what came back.
+    """
+
+    purpose: Literal["answer", "nested"]
+    candidate: int
+    messages: tuple[int, ...]
+    sampling: Sampling
+    generation: Generation
+    duration_ns: int = 0
+
+
+class BackendFailed(_Event, frozen=True, tag="backend_failed"):
+    """The backend could not answer; the call ends with this error."""
+
+    purpose: Literal["answer", "nested"]
+    candidate: int
+    error: str
+    message: str
+    duration_ns: int = 0
+
+
+Event = (
+    Judged
+    | Failed
+    | Unjudged
+    | Effect
+    | Critiqued
+    | Revised
+    | Ranked
+    | Generated
+    | BackendFailed
+)
+
+NOT_COMPARED = ("duration_ns",)
+"""Fields of an event that replay does not compare; of a `Generation` likewise attempts, timings, runtime and raw."""

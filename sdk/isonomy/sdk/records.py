@@ -1,0 +1,163 @@
+"""Records: what is written to the log for a call.
+
+A call writes an `Intent` (after the pre-filters, before the model) and a `Result` (before the answer is released). A
+plugin's effect before the intent writes an `Opening` first, so that nothing touches the world without a trace.
+
+A record proper holds nothing derived from content: ids, times, names, counts, settings, digests of artefacts. Content
+travels beside it as named payloads, each of canonical bytes; the log stores a payload once within its subject and puts
+only a salted commitment into the record's leaf, so that content can be erased while every hash still holds.
+
+Payload names
+    ``policy``      the policy as written, JSON (shared: the same for everyone, unsalted); in the intent
+    ``message/N``   message N of the call's message table: every distinct message of the call, numbered by first
+                    appearance (a `Message` each). The intent carries those known by then, the result those that came
+                    later (feedback of a retry, a plugin's nested generation)
+    ``request``     intent: `RequestContent`
+    ``events``      `tuple[Event, ...]` of this record; the intent's come before the result's
+    ``output``      result: `Output`
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from .events import Event
+from .generation import Identity, Sampling, Usage
+from .vocabulary import Part, VerdictName
+
+SCHEMA_VERSION = 1
+
+
+class CheckIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Which code judged, and how it was set.
+
+    `use` is the registered name (``pii``) or the qualified name of a callable; `code` the digest of the plugin's code,
+    and `code_partial` true where not everything that it runs could be digested. It identifies; it does not authenticate.
+    """
+
+    id: str
+    use: str
+    stages: tuple[str, ...]
+    package: str | None
+    version: str | None
+    order: int
+    settings: str
+    code: str
+    code_partial: bool
+    kind: Literal["plugin", "callable"]
+
+
+class EventHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of an event that holds no content: it stays when the content is erased."""
+
+    sequence: int
+    type: str
+    stage: str
+    check: str | None
+    round: int
+    verdict: str | None
+    duration_ns: int
+
+
+def header_of(event: Event) -> EventHeader:
+    """Return the content-free part of an event: what a record may hold itself."""
+    verdict = getattr(event, "verdict", None)
+    return EventHeader(
+        sequence=event.sequence,
+        type=event.type,
+        stage=event.stage,
+        check=event.check,
+        round=event.round,
+        verdict=verdict.name if verdict is not None else getattr(event, "became", None),
+        duration_ns=getattr(event, "duration_ns", 0),
+    )
+
+
+class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    schema: int = SCHEMA_VERSION
+    call_id: str
+    session: str
+    subject: str
+    wall_ns: int
+    """Wall clock, nanoseconds since 1970-01-01 UTC. Order is by log sequence, never by time."""
+    monotonic_ns: int
+    host: str
+    process: int
+
+
+class Opening(_Record, frozen=True, tag="opening"):
+    """A plugin is about to touch the outside world before the intent is known."""
+
+    check: str
+    effect: str
+
+
+class Intent(_Record, frozen=True, tag="intent"):
+    """What is about to happen: request, policy, backend. Follows the pre-filters, precedes the model."""
+
+    operation: str
+    actor: str | None
+    trace_id: str | None
+    parent_id: str | None
+    tags: dict[str, str]
+    identity: Identity
+    sampling: Sampling
+    policy_name: str
+    policy_digest: str
+    checks: tuple[CheckIdentity, ...]
+    versions: dict[str, str]
+    events: tuple[EventHeader, ...] = ()
+
+
+class Result(_Record, frozen=True, tag="result"):
+    """What happened. `verdict` is the strongest that applied; `error` names the type if the call ended in one."""
+
+    verdict: VerdictName
+    finish_reason: str | None
+    usage: Usage
+    rounds: int
+    duration_ns: int
+    error: str | None = None
+    events: tuple[EventHeader, ...] = ()
+
+
+Record = Opening | Intent | Result
+
+
+class RequestContent(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caller asked for (payload ``request``).
+
+    `messages` are the messages as passed, `admitted` what the pre-filters left of them (`None` where they blocked), both as
+    numbers into the message table.
+    """
+
+    messages: tuple[int, ...]
+    admitted: tuple[int, ...] | None
+    tools: tuple[dict[str, Any], ...] = ()
+    response_format: dict[str, Any] | None = None
+
+
+class Output(msgspec.Struct, frozen=True, kw_only=True):
+    """What was released to the caller (payload ``output``). `error` is the message of an error that ended the call."""
+
+    text: str | None
+    content: tuple[Part, ...] = ()
+    refusal: bool = False
+    error: str | None = None
+
+
+class Payload(msgspec.Struct, frozen=True):
+    """A named piece of content: canonical bytes. `shared` content is the same for everyone and needs no salt."""
+
+    name: str
+    body: bytes
+    shared: bool = False
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A record with its payloads, as handed to the log in one piece."""
+
+    record: Record
+    payloads: tuple[Payload, ...] = ()
