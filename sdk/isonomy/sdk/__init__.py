@@ -1,5 +1,6 @@
 """Isonomy's SDK: guard any LLM call, record it, replay it."""
 
+from .checks import check, on_input, on_output
 from .errors import (
     BackendError,
     ConfigError,
@@ -23,7 +24,10 @@ from .generation import (
     TokenTrace,
     Usage,
 )
+from .guard import Guard
 from .hooks import hookimpl
+from .performing import Reply
+from .policy import Policy
 from .vocabulary import (
     Allow,
     AskHuman,
@@ -61,6 +65,7 @@ __all__ = [
     "Document",
     "Flag",
     "Generation",
+    "Guard",
     "Identity",
     "Image",
     "InputError",
@@ -71,10 +76,12 @@ __all__ = [
     "ModelError",
     "Part",
     "PluginError",
+    "Policy",
     "Ranking",
     "RemoteError",
     "Replace",
     "ReplayError",
+    "Reply",
     "Request",
     "Retry",
     "Sampling",
@@ -85,5 +92,8 @@ __all__ = [
     "ToolResult",
     "Usage",
     "Verdict",
+    "check",
     "hookimpl",
+    "on_input",
+    "on_output",
 ]

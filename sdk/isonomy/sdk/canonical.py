@@ -1,8 +1,9 @@
 """Canonical bytes and digests: the one place where things are turned into what is hashed.
 
-Canonical bytes are JSON as msgspec writes it with sorted keys: UTF-8, no white space, struct fields and dictionary keys
-in code point order, `bytes` as base64, floats in their shortest form that reads back to the same bits. They are stored
-as written and never re-encoded, so that a hash can always be checked against the stored bytes.
+Canonical bytes are JSON as msgspec writes it with sorted keys: UTF-8, no white space, struct fields
+and dictionary keys in code point order, `bytes` as base64, floats in their shortest form that reads
+back to the same bits. They are stored as written and never re-encoded, so that a hash can always be
+checked against the stored bytes.
 
 Digests carry their algorithm: ``sha256:<64 hex digits>``, ``blake3:<64 hex digits>``.
 """
@@ -24,18 +25,21 @@ def canonical(value: Any) -> bytes:
     """Return the canonical bytes of a struct or of plain JSON data.
 
     Raises:
-        InputError: the value holds what JSON can't carry exactly (a lone surrogate, or a type that is not data).
-            A non-finite float anywhere is refused by `require_finite` at the places where users can pass one.
+        InputError: the value holds what JSON can't carry exactly (a lone surrogate, or a type that
+            is not data). A non-finite float anywhere is refused by `require_finite` at the places
+            where users can pass one.
     """
     try:
         return _ENCODER.encode(value)
     except UnicodeEncodeError as error:
         raise InputError(
-            f"text holds a lone surrogate (U+{ord(error.object[error.start]):04X}) at position {error.start}, which "
-            "UTF-8 can't carry. Decode the input with errors='replace', or remove it."
+            f"text holds a lone surrogate (U+{ord(error.object[error.start]):04X}) at position "
+            f"{error.start}, which UTF-8 can't carry. Decode the input with errors='replace'."
         ) from None
     except (TypeError, OverflowError, RecursionError) as error:
-        raise InputError(f"this value can't be recorded as JSON: {error}. Pass plain data.") from None
+        raise InputError(
+            f"this value can't be recorded as JSON: {error}. Pass plain data."
+        ) from None
 
 
 def require_finite(value: float | None, what: str) -> None:

@@ -83,7 +83,10 @@ class ContextLength(BackendError):
 
 
 class RemoteError(BackendError):
-    """An endpoint answered with an error or not at all; `status` is the HTTP status, if there was one."""
+    """An endpoint answered with an error or not at all.
+
+    `status` is the HTTP status, if there was one.
+    """
 
     def __init__(self, message: str, *, backend: str, status: int | None = None) -> None:
         self.status = status

@@ -1,8 +1,9 @@
 """Events: the steps of a call, as recorded and as compared on replay.
 
-`sequence` counts the events of a call from 0 without gaps. `stage` says where, `check` which plugin instance (its unique
-id), `target` what was judged: ``message/2``, ``messages``, ``candidate/0``. `round` counts regenerations from 0.
-`*_ns` fields are durations; they are evidence, and are not compared on replay.
+`sequence` counts the events of a call from 0 without gaps; the trail assigns it. `stage` says
+where, `check` which plugin instance (its unique id), `target` what was judged: ``message/2``,
+``messages``, ``candidate/0``. `round` counts regenerations from 0. `*_ns` fields are durations;
+they are evidence, and are not compared on replay.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .vocabulary import Critique, Ranking, Verdict
 
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True):
-    sequence: int
+    sequence: int = -1
     stage: str
     check: str | None = None
     round: int = 0
@@ -30,7 +31,8 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True):
 class Judged(_Event, frozen=True, tag="judged"):
     """A check was asked. `verdict` is `None` where it abstained.
 
-    `before` is the digest of what it saw; `after` of what stood when it was done, if it changed that.
+    `before` is the digest of what it saw; `after` of what stood when it was done, if it changed
+    that.
     """
 
     target: str
@@ -61,8 +63,9 @@ class Unjudged(_Event, frozen=True, tag="unjudged"):
 class Effect(_Event, frozen=True, tag="effect"):
     """Something a plugin took from the outside world through its context.
 
-    `kind` is what was asked (now, rng, effect, secret); `name` the plugin's name for it; `value` the recorded
-    JSON value (of a secret: always null), or `error` the type and message that the effect raised.
+    `kind` is what was asked (now, rng, effect, secret); `name` the plugin's name for it; `value`
+    the recorded JSON value (of a secret: always null), or `error` the type and message that the
+    effect raised.
     """
 
     kind: Literal["now", "rng", "effect", "secret"]
@@ -98,9 +101,10 @@ class Ranked(_Event, frozen=True, tag="ranked"):
 
 
 class Generated(_Event, frozen=True, tag="generated"):
-    """The backend answered. `purpose` is ``answer``, or ``nested`` for a plugin's own `ctx.generate`.
+    """The backend answered.
 
-    `messages` are what was sent, as numbers into the call's message table (payloads ``message/N``), `sampling` how.
+    `purpose` is ``answer``, or ``nested`` for a plugin's own `ctx.generate`. `messages` are what
+    was sent, as numbers into the call's message table (payloads ``message/N``), `sampling` how.
     `generation` is what came back.
     """
 
@@ -123,16 +127,11 @@ class BackendFailed(_Event, frozen=True, tag="backend_failed"):
 
 
 Event = (
-    Judged
-    | Failed
-    | Unjudged
-    | Effect
-    | Critiqued
-    | Revised
-    | Ranked
-    | Generated
-    | BackendFailed
+    Judged | Failed | Unjudged | Effect | Critiqued | Revised | Ranked | Generated | BackendFailed
 )
 
 NOT_COMPARED = ("duration_ns",)
-"""Fields of an event that replay does not compare; of a `Generation` likewise attempts, timings, runtime and raw."""
+"""Fields of an event that replay does not compare.
+
+Of a `Generation` likewise attempts, timings, runtime and raw.
+"""

@@ -1,8 +1,9 @@
 """What a backend is asked for and what it gives back.
 
-The contract between the pipeline and a backend. A backend whose `Identity.deterministic` is true promises that the same
-`Request` gives the same `Generation` bit for bit, tokens, log-probabilities and digests included, apart from
-`attempts`, `timings` and `runtime`: replay re-executes it. Any other backend is replayed from its recorded generation.
+The contract between the pipeline and a backend. A backend whose `Identity.deterministic` is true
+promises that the same `Request` gives the same `Generation` bit for bit, tokens, log-probabilities
+and digests included, apart from `attempts`, `timings` and `runtime`: replay re-executes it. Any
+other backend is replayed from its recorded generation.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .vocabulary import Message, Part, text_of
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to draw tokens. `None` leaves a value to the backend's own default.
 
-    `seed` is an unsigned 64-bit integer; `candidate` numbers the candidates of one call, so that each draws its own.
+    `seed` is an unsigned 64-bit integer; `candidate` numbers the candidates of one call, so that
+    each draws its own.
     """
 
     temperature: float | None = None
@@ -51,9 +53,10 @@ class Usage(msgspec.Struct, frozen=True):
 class TokenTrace(msgspec.Struct, frozen=True, kw_only=True):
     """Evidence of every step of a generation on a deterministic backend.
 
-    `ids` has n entries. `logprobs` is n little-endian binary32 numbers, `digests` n times 32 bytes (BLAKE3 of each step's
-    logits), `chain` the 32 bytes of the running chain after the last step. `texts` are the pieces of text the tokens stand
-    for, and joined give the decoded text before stop strings were cut.
+    `ids` has n entries. `logprobs` is n little-endian binary32 numbers, `digests` n times 32 bytes
+    (BLAKE3 of each step's logits), `chain` the 32 bytes of the running chain after the last step.
+    `texts` are the pieces of text the tokens stand for, and joined give the decoded text before
+    stop strings were cut.
     """
 
     ids: tuple[int, ...]
@@ -64,7 +67,10 @@ class TokenTrace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try at a remote endpoint: what came of it, how long it took, how long was waited before the next."""
+    """One try at a remote endpoint.
+
+    What came of it, how long it took, how long was waited before the next.
+    """
 
     number: int
     outcome: str
@@ -77,10 +83,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate as the backend gave it.
 
-    `model` is the model that answered, as the backend resolved it. `prompt` and `prompt_ids` are what was really fed to
-    the model, where known. `raw` is the provider's response as received (JSON text), without secrets.
-    `runtime` holds evidence that must not matter to the result (threads, instruction set, cache hits), `timings` seconds
-    by name; neither is compared on replay, nor are `attempts`.
+    `model` is the model that answered, as the backend resolved it. `prompt` and `prompt_ids` are
+    what was really fed to the model, where known. `raw` is the provider's response as received
+    (JSON text), without secrets. `runtime` holds evidence that must not matter to the result
+    (threads, instruction set, cache hits), `timings` seconds by name; neither is compared on
+    replay, nor are `attempts`.
     """
 
     content: tuple[Part, ...]
@@ -105,10 +112,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Who answers: written to every record, and compared before a replay re-executes anything.
 
     `spec` is what `open_backend` takes to open it again (``local:demo``). `artefacts` are digests
-    (``algorithm:hex``) of weights, tokenizer, chat_template, config, rope tables and `model` as a whole; `numerics` the
-    kernel configuration that can matter (numerics version, weight type, coverage manifest); `runtime` what must not
-    (instruction set, threads, library digest, versions). `replayable` is false for a callable of the application that only
-    the application itself can call again.
+    (``algorithm:hex``) of weights, tokenizer, chat_template, config, rope tables and `model` as a
+    whole; `numerics` the kernel configuration that can matter (numerics version, weight type,
+    coverage manifest); `runtime` what must not (instruction set, threads, library digest,
+    versions).
     """
 
     provider: str
@@ -124,9 +131,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 class Backend(Protocol):
     """What turns messages into candidates.
 
-    `generate` and `agenerate` must give the same for the same request. `on_text`, where given, receives each piece of
-    text as soon as it is final (the seam for streaming); pieces joined equal `Generation.text`. Raises
-    `isonomy.sdk.BackendError` for everything that goes wrong. Implementations are safe to use from several threads.
+    `generate` and `agenerate` must give the same for the same request. `on_text`, where given,
+    receives each piece of text as soon as it is final (the seam for streaming); pieces joined equal
+    `Generation.text`. Raises `isonomy.sdk.BackendError` for everything that goes wrong.
+    Implementations are safe to use from several threads.
     """
 
     def identity(self) -> Identity:
@@ -134,7 +142,7 @@ class Backend(Protocol):
         ...
 
     def resolve(self, sampling: Sampling) -> Sampling:
-        """Return `sampling` with this backend's defaults filled in, as it will be recorded and used."""
+        """Return `sampling` as it will be recorded and used: with this backend's defaults."""
         ...
 
     def generate(

@@ -1,11 +1,13 @@
 """The hook specifications: every point at which a plugin can act, in one file.
 
-A plugin is any object (or module) with methods (or functions) marked `hookimpl` and named like a hook below. A method may
-take any subset of the hook's arguments, by name. Hooks are called in the policy's order, one plugin at a time, so that
-what one replaced is what the next one sees. Return `None` to abstain. A hook may be `async def`.
+A plugin is any object (or module) with methods (or functions) marked `hookimpl` and named like a
+hook below. A method may take any subset of the hook's arguments, by name. Hooks are called in the
+policy's order, one plugin at a time, so that what one replaced is what the next one sees. Return
+`None` to abstain. A hook may be `async def`.
 
-`ctx` is the plugin's only door to the outside world (see `isonomy.sdk.context.Context`): clock, randomness, secrets, effects,
-nested generation. What comes through it is recorded and handed back on replay. Plugins hold no state between calls.
+`ctx` is the plugin's only door to the outside world (see `isonomy.sdk.context.Context`): clock,
+randomness, secrets, effects, nested generation. What comes through it is recorded and handed back
+on replay. Plugins hold no state between calls.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from .events import Event
-from .generation import Backend
 from .vocabulary import (
     Call,
     Candidate,
@@ -41,10 +42,11 @@ class Stages:
     """Hooks of a call's stages."""
 
     @hookspec
-    def pre_filter(
-        self, call: Call, messages: tuple[Message, ...], ctx: Context
-    ) -> Verdict | None:
-        """Judge the messages before the model sees them; `Replace(content=messages)` gives new ones."""
+    def pre_filter(self, call: Call, messages: tuple[Message, ...], ctx: Context) -> Verdict | None:
+        """Judge the messages before the model sees them.
+
+        `Replace(content=messages)` gives new ones.
+        """
 
     @hookspec
     def retrieved(
@@ -53,9 +55,7 @@ class Stages:
         """Judge retrieved documents."""
 
     @hookspec
-    def critique(
-        self, call: Call, candidate: Candidate, ctx: Context
-    ) -> Sequence[Critique] | None:
+    def critique(self, call: Call, candidate: Candidate, ctx: Context) -> Sequence[Critique] | None:
         """Say what principles hold against a candidate."""
 
     @hookspec
@@ -65,14 +65,15 @@ class Stages:
         """Return a better candidate; it is checked again."""
 
     @hookspec
-    def rank(
-        self, call: Call, candidates: tuple[Candidate, ...], ctx: Context
-    ) -> Ranking | None:
+    def rank(self, call: Call, candidates: tuple[Candidate, ...], ctx: Context) -> Ranking | None:
         """Order the candidates, best first."""
 
     @hookspec
     def post_validate(self, call: Call, candidate: Candidate, ctx: Context) -> Verdict | None:
-        """Judge an answer before it is released; `Replace(content=text or parts)` gives a new one."""
+        """Judge an answer before it is released.
+
+        `Replace(content=text or parts)` gives a new one.
+        """
 
     @hookspec
     def tool_call(self, call: Call, tool_call: ToolCall, ctx: Context) -> Verdict | None:
@@ -86,19 +87,28 @@ class Stages:
 
     @hookspec
     def observe(self, call: Call, event: Event) -> None:
-        """See every event as it happens; for exporters and metrics. Never runs on replay, can't change the call."""
+        """See every event as it happens.
+
+        For exporters and metrics. Never runs on replay, can't change the call.
+        """
 
 
 class Registration:
-    """Hooks by which a plugin module adds names that policies, guards and the command line can use."""
+    """Hooks by which a plugin module adds names: checks, backends, commands."""
 
     @hookspec
     def isonomy_checks(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
-        """Return check factories by name: called with the settings of a policy file, they return a plugin."""
+        """Return check factories by name.
+
+        Called with the settings of a policy file, they return a plugin.
+        """
 
     @hookspec
-    def isonomy_backends(self) -> Mapping[str, Callable[..., Backend]]:  # type: ignore[empty-body]
-        """Return backend factories by name: called with what follows ``name:`` in a spec, they return a backend."""
+    def isonomy_backends(self) -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+        """Return backend factories by name.
+
+        Called with what follows ``name:`` in a spec, they return a backend.
+        """
 
     @hookspec
     def isonomy_commands(self) -> Sequence[Any]:  # type: ignore[empty-body]

@@ -1,7 +1,8 @@
 """What the pipeline asks of a log; `isonomy.replay` implements it.
 
-`append` returns only when the entries are durable (all of them, or none), with their sequence numbers, and raises
-`LogError` otherwise: the pipeline then fails closed. Safe to use from several threads and processes.
+`append` returns only when the entries are durable (all of them, or none), with their sequence
+numbers, and raises `LogError` otherwise: the pipeline then fails closed. Safe to use from several
+threads and processes.
 """
 
 from __future__ import annotations

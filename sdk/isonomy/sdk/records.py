@@ -1,17 +1,19 @@
 """Records: what is written to the log for a call.
 
-A call writes an `Intent` (after the pre-filters, before the model) and a `Result` (before the answer is released). A
-plugin's effect before the intent writes an `Opening` first, so that nothing touches the world without a trace.
+A call writes an `Intent` (after the pre-filters, before the model) and a `Result` (before the
+answer is released). A plugin's effect before the intent writes an `Opening` first, so that nothing
+touches the world without a trace.
 
-A record proper holds nothing derived from content: ids, times, names, counts, settings, digests of artefacts. Content
-travels beside it as named payloads, each of canonical bytes; the log stores a payload once within its subject and puts
-only a salted commitment into the record's leaf, so that content can be erased while every hash still holds.
+A record proper holds nothing derived from content: ids, times, names, counts, settings, digests of
+artefacts. Content travels beside it as named payloads, each of canonical bytes; the log stores a
+payload once within its subject and puts only a salted commitment into the record's leaf, so that
+content can be erased while every hash still holds.
 
-Payload names
-    ``policy``      the policy as written, JSON (shared: the same for everyone, unsalted); in the intent
-    ``message/N``   message N of the call's message table: every distinct message of the call, numbered by first
-                    appearance (a `Message` each). The intent carries those known by then, the result those that came
-                    later (feedback of a retry, a plugin's nested generation)
+Payload names ``policy``      the policy as written, JSON (shared: the same for everyone, unsalted);
+    in the intent ``message/N``   message N of the call's message table: every distinct message of
+    the call, numbered by first
+                    appearance (a `Message` each). The intent carries those known by then, the
+                    result those that came later (feedback of a retry, a plugin's nested generation)
     ``request``     intent: `RequestContent`
     ``events``      `tuple[Event, ...]` of this record; the intent's come before the result's
     ``output``      result: `Output`
@@ -25,7 +27,7 @@ import msgspec
 
 from .events import Event
 from .generation import Identity, Sampling, Usage
-from .vocabulary import Part, VerdictName
+from .vocabulary import Document, Part, VerdictName
 
 SCHEMA_VERSION = 1
 
@@ -33,8 +35,9 @@ SCHEMA_VERSION = 1
 class CheckIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """Which code judged, and how it was set.
 
-    `use` is the registered name (``pii``) or the qualified name of a callable; `code` the digest of the plugin's code,
-    and `code_partial` true where not everything that it runs could be digested. It identifies; it does not authenticate.
+    `use` is the registered name (``pii``) or the qualified name of a callable; `code` the digest of
+    the plugin's code, and `code_partial` true where not everything that it runs could be digested.
+    It identifies; it does not authenticate.
     """
 
     id: str
@@ -95,7 +98,10 @@ class Opening(_Record, frozen=True, tag="opening"):
 
 
 class Intent(_Record, frozen=True, tag="intent"):
-    """What is about to happen: request, policy, backend. Follows the pre-filters, precedes the model."""
+    """What is about to happen.
+
+    Request, policy, backend. Follows the pre-filters, precedes the model.
+    """
 
     operation: str
     actor: str | None
@@ -112,7 +118,10 @@ class Intent(_Record, frozen=True, tag="intent"):
 
 
 class Result(_Record, frozen=True, tag="result"):
-    """What happened. `verdict` is the strongest that applied; `error` names the type if the call ended in one."""
+    """What happened.
+
+    `verdict` is the strongest that applied; `error` names the type if the call ended in one.
+    """
 
     verdict: VerdictName
     finish_reason: str | None
@@ -129,27 +138,37 @@ Record = Opening | Intent | Result
 class RequestContent(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller asked for (payload ``request``).
 
-    `messages` are the messages as passed, `admitted` what the pre-filters left of them (`None` where they blocked), both as
-    numbers into the message table.
+    `messages` are the messages as passed, `admitted` what the pre-filters left of them (`None`
+    where they blocked), both as numbers into the message table.
     """
 
     messages: tuple[int, ...]
     admitted: tuple[int, ...] | None
+    documents: tuple[Document, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     response_format: dict[str, Any] | None = None
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
-    """What was released to the caller (payload ``output``). `error` is the message of an error that ended the call."""
+    """What was released to the caller (payload ``output``).
+
+    `refusal` says that `text` is the policy's refusal. `check` and `reason` tell whose verdict
+    decided and why; `error` is the message of an error that ended the call.
+    """
 
     text: str | None
     content: tuple[Part, ...] = ()
     refusal: bool = False
+    check: str | None = None
+    reason: str | None = None
     error: str | None = None
 
 
 class Payload(msgspec.Struct, frozen=True):
-    """A named piece of content: canonical bytes. `shared` content is the same for everyone and needs no salt."""
+    """A named piece of content.
+
+    Canonical bytes. `shared` content is the same for everyone and needs no salt.
+    """
 
     name: str
     body: bytes

@@ -1,8 +1,8 @@
 """The words of Isonomy: messages, candidates and what plugins say about them.
 
-Every type is a frozen `msgspec.Struct`, so a value can be shared between threads, hashed, written to the log and read
-back without copies. Unions are tagged by the field ``type``; adding a member is a schema change, renaming one is not
-allowed. Nothing here does I/O.
+Every type is a frozen `msgspec.Struct`, so a value can be shared between threads, hashed, written
+to the log and read back without copies. Unions are tagged by the field ``type``; adding a member is
+a schema change, renaming one is not allowed. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ class Message(msgspec.Struct, frozen=True, tag="message"):
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One guarded request: who asks, in which session, under which trace.
 
-    `subject` is whose data the call holds (the unit of erasure and of storage): the session unless set.
-    `trace_id` and `parent_id` are W3C Trace Context hexadecimal ids.
+    `subject` is whose data the call holds (the unit of erasure and of storage): the session unless
+    set. `trace_id` and `parent_id` are W3C Trace Context hexadecimal ids.
     """
 
     id: str
@@ -110,7 +110,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
 
 
-class Document(msgspec.Struct, frozen=True):
+class Document(msgspec.Struct, frozen=True, tag="document"):
     """A retrieved document offered to the model."""
 
     id: str
@@ -119,7 +119,10 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One possible answer, as it stands: checks and revisions may have changed it since the model gave it."""
+    """One possible answer, as it stands.
+
+    Checks and revisions may have changed it since the model gave it.
+    """
 
     index: int
     content: tuple[Part, ...]
@@ -136,7 +139,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Critique(msgspec.Struct, frozen=True):
-    """What a constitutional plugin holds against (or for) a candidate: score 1 is full compliance, 0 a breach."""
+    """What a constitutional plugin holds against (or for) a candidate.
+
+    Score 1 is full compliance, 0 a breach.
+    """
 
     principle: str
     score: float
@@ -180,9 +186,12 @@ class Block(_Verdict, frozen=True, tag="block"):
 
 
 class Replace(_Verdict, frozen=True, tag="replace"):
-    """Go on with other content: text, parts, or (in `pre_filter`) all messages."""
+    """Go on with other content.
 
-    content: str | tuple[Part | Message, ...]
+    Text, parts, (in `pre_filter`) all messages, (in `retrieved`) the documents that remain.
+    """
+
+    content: str | tuple[Part | Message | Document, ...]
     reason: str = ""
 
 

@@ -1,0 +1,151 @@
+"""The configuration file: TOML with the tables ``[backend]``, ``[log]`` and ``[policy]``.
+
+```toml
+[backend]
+use = "local:demo"        # NAME:ARGUMENT, see `isonomy plugins`
+temperature = 0.0         # any field of isonomy.sdk.Sampling
+                          # and any keyword that the backend itself takes (base_url, timeout, ...)
+[log]
+path = "audit"            # a directory; relative to this file
+
+[policy]
+name = "support"
+
+[[policy.checks]]
+use = "pii"
+id = "no-email"
+stages = ["post_validate"]
+action = "redact"         # the check's own settings stand beside the terms
+```
+
+Only ``[policy]`` is the policy: it alone is digested and recorded as written.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .decoding import decode
+from .errors import ConfigError, PluginError
+from .generation import Backend, Sampling
+from .policy import Policy
+from .registry import Registry, nearest
+
+
+class LogTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[log]`` table."""
+
+    path: str
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True):
+    backend: dict[str, Any] | None = None
+    log: LogTable | None = None
+    policy: dict[str, Any] = {}
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """A decoded configuration file. `log` is a path, already relative to the file's folder."""
+
+    file: str
+    backend: str | None
+    options: dict[str, Any]
+    sampling: Sampling
+    log: str | None
+    policy: Policy
+
+
+def load(file: str | Path) -> Configuration:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: it can't be read, is not TOML, or a key or value is wrong; names file, key and
+            the nearest valid name.
+    """
+    path = Path(file)
+    name = str(file)
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"can't be read: {error.strerror}. Check the path.", file=name) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"is not UTF-8 text (byte {error.start}).", file=name) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"is not valid TOML: {error}.", file=name) from None
+    whole = decode(tables, _File, file=name, key="")
+    policy = Policy.from_table(whole.policy, file=name)
+    spec, options, sampling = _split_backend(whole.backend, policy.registry, name)
+    log = str(path.parent / whole.log.path) if whole.log else None
+    return Configuration(
+        file=name, backend=spec, options=options, sampling=sampling, log=log, policy=policy
+    )
+
+
+def _split_backend(
+    table: dict[str, Any] | None, registry: Registry, file: str
+) -> tuple[str | None, dict[str, Any], Sampling]:
+    """Part the ``[backend]`` table into spec, the backend's own options and sampling."""
+    if table is None:
+        return None, {}, Sampling()
+    spec = table.get("use")
+    if not isinstance(spec, str):
+        raise ConfigError(
+            'names no backend: write use = "local:demo".', file=file, key="backend.use"
+        )
+    try:
+        factory, _ = _factory(spec, registry)
+    except PluginError as error:
+        raise ConfigError(str(error), file=file, key="backend.use") from error
+    drawn = {field.name for field in msgspec.structs.fields(Sampling)} - {"candidate"}
+    accepted = {
+        name
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    options, sampling = {}, {}
+    for key, value in table.items():
+        if key == "use":
+            continue
+        if key in drawn:
+            sampling[key] = value
+        elif key in accepted:
+            options[key] = value
+        else:
+            raise ConfigError(
+                f"unknown key.{nearest(key, drawn | accepted | {'use'})}",
+                file=file,
+                key=f"backend.{key}",
+            )
+    return spec, options, decode(sampling, Sampling, file=file, key="backend")
+
+
+def _factory(spec: str, registry: Registry) -> tuple[Any, str]:
+    name, _, argument = spec.partition(":")
+    return registry.find("backend", name), argument
+
+
+def open_backend(spec: str, registry: Registry | None = None, **options: Any) -> Backend:
+    """Open the backend that a spec names.
+
+    ``local:demo``, ``local:/path/to/checkpoint``, ``openai:MODEL``.
+
+    Raises:
+        PluginError: there is no such backend.
+        ConfigError: the spec has no argument, or the backend does not take an option.
+        BackendError: the backend can't be opened.
+    """
+    factory, argument = _factory(spec, registry or Registry())
+    if not argument:
+        raise ConfigError(
+            f"the backend {spec!r} names no model: write NAME:MODEL, for example local:demo."
+        )
+    try:
+        backend: Backend = factory(argument, **options)
+    except TypeError as error:
+        raise ConfigError(f"the backend {spec!r} can't be opened: {error}.") from error
+    return backend

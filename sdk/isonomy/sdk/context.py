@@ -1,0 +1,137 @@
+"""The plugin's door to the outside world: clock, randomness, secrets, effects, nested generation.
+
+Everything that comes through a `Context` is recorded in sequence as an event, and handed back on
+replay instead of being done again; a replay that asks for something the log does not have, or in
+another order, stops with the check's name. So a plugin that reaches the world only through its
+context is replayable by construction.
+
+A context belongs to one invocation of one check. When the check has returned, or missed its
+deadline, the context is closed: a straggling thread can't add events to a call that has moved on.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from .canonical import canonical
+from .errors import InputError, PluginError
+from .generation import Generation, Sampling
+from .vocabulary import Message
+
+if TYPE_CHECKING:
+    from .trail import Trail
+
+T = TypeVar("T")
+EffectKind = Literal["now", "rng", "effect", "secret"]
+
+
+class Context:
+    """What a hook is given as `ctx`."""
+
+    def __init__(self, trail: Trail, *, stage: str, check: str, round: int) -> None:
+        self._trail = trail
+        self._stage = stage
+        self._check = check
+        self._round = round
+        self._rng: random.Random | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """End this context; later use raises `PluginError`."""
+        self._closed = True
+
+    def _open(self) -> None:
+        if self._closed:
+            raise PluginError(
+                f"check {self._check!r} used its context after it had returned or timed out. "
+                "Use the context only inside the hook.",
+                plugin=self._check,
+            )
+
+    def _take(self, kind: EffectKind, name: str, produce: Callable[[], Any]) -> Any:
+        self._open()
+        return self._trail.take(
+            kind, name, produce, stage=self._stage, check=self._check, round=self._round
+        )
+
+    def now(self) -> datetime:
+        """Return the current time (UTC), as recorded."""
+        nanoseconds: int = self._take("now", "now", time.time_ns)
+        return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+
+    @property
+    def rng(self) -> random.Random:
+        """A random generator of this invocation; its seed is recorded."""
+        if self._rng is None:
+            seed = self._take("rng", "rng", lambda: random.SystemRandom().getrandbits(63))
+            self._rng = random.Random(seed)
+        return self._rng
+
+    def secret(self, name: str) -> str:
+        """Return a secret that the guard was given under `name`. Its value is never recorded.
+
+        On replay there are no secrets: the placeholder ``[secret NAME]`` is returned, since what
+        would use it (an effect) is handed back from the record.
+        """
+        self._take("secret", name, lambda: None)
+        return self._trail.secret(name)
+
+    def effect(self, name: str, function: Callable[[], T]) -> T:
+        """Do something in the outside world and record what came back: plain JSON data.
+
+        An exception of `function` is recorded too, and raised again on replay as `ReplayedError`.
+
+        Raises:
+            InputError: the result is not plain data.
+        """
+
+        def produce() -> T:
+            value = function()
+            try:
+                canonical(value)
+            except InputError as error:
+                raise InputError(
+                    f"the effect {name!r} returned what can't be recorded: {error}"
+                ) from None
+            return value
+
+        result: T = self._take("effect", name, produce)
+        return result
+
+    async def aeffect(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
+        """Like `effect`, for an async function."""
+        self._open()
+        result: T = await self._trail.atake(
+            name, function, stage=self._stage, check=self._check, round=self._round
+        )
+        return result
+
+    def generate(
+        self, messages: str | tuple[Message, ...], *, sampling: Sampling | None = None
+    ) -> Generation:
+        """Ask the guard's backend for an answer of the plugin's own (a judge, a rewrite).
+
+        It is recorded in full. On replay a deterministic backend generates it again and the bits
+        are compared; any other is answered from the record.
+        """
+        self._open()
+        return self._trail.nested(
+            _messages(messages), sampling, stage=self._stage, check=self._check, round=self._round
+        )
+
+    async def agenerate(
+        self, messages: str | tuple[Message, ...], *, sampling: Sampling | None = None
+    ) -> Generation:
+        """Like `generate`, from an async hook."""
+        self._open()
+        return await self._trail.anested(
+            _messages(messages), sampling, stage=self._stage, check=self._check, round=self._round
+        )
+
+
+def _messages(messages: str | tuple[Message, ...]) -> tuple[Message, ...]:
+    return (Message.of("user", messages),) if isinstance(messages, str) else tuple(messages)

@@ -1,0 +1,73 @@
+"""Decoding tables of a configuration file into structs, with errors a person can act on.
+
+Every error names the file, the full key and, for an unknown key, the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from .errors import ConfigError
+from .registry import nearest
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def decode(table: Any, type: type[T], *, file: str | None, key: str, also: Iterable[str] = ()) -> T:
+    """Return `table` as a `type`.
+
+    Args:
+        table: a decoded TOML table.
+        type: a struct whose fields are the valid keys.
+        file: shown in errors.
+        key: where the table stands in the file; ``""`` for the whole file.
+        also: further keys to propose when a key is unknown.
+
+    Raises:
+        ConfigError: unknown or missing key, wrong type, or a value that the struct itself refuses.
+    """
+    _refuse_unknown(table, type, file=file, key=key, also=tuple(also))
+    try:
+        return msgspec.convert(table, type)
+    except msgspec.ValidationError as error:
+        message, where = _place(str(error))
+        raise ConfigError(f"{message}.", file=file, key=f"{key}{where}".lstrip(".")) from None
+
+
+def _refuse_unknown(
+    table: Any, type: Any, *, file: str | None, key: str, also: tuple[str, ...] = ()
+) -> None:
+    if not isinstance(table, dict):
+        raise ConfigError(f"this must be a table, not {table!r}.", file=file, key=key or None)
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(type)}
+    for name, value in table.items():
+        full = f"{key}.{name}".lstrip(".")
+        if name not in fields:
+            raise ConfigError(f"unknown key.{nearest(name, (*fields, *also))}", file=file, key=full)
+        inner = _struct_in(fields[name])
+        if inner is not None and isinstance(value, dict):
+            _refuse_unknown(value, inner, file=file, key=full)
+
+
+def _struct_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for member in typing.get_args(annotation):
+            if (found := _struct_in(member)) is not None:
+                return found
+    return None
+
+
+def _place(message: str) -> tuple[str, str]:
+    """Split msgspec's ``... - at `$.a[0].b` `` into the sentence and ``.a[0].b``."""
+    match = re.fullmatch(r"(?s)(.*?)(?: - at `\$?(.*?)`)?", message)
+    if match is None:
+        return message, ""
+    return match.group(1), match.group(2) or ""

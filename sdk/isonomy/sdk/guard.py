@@ -1,0 +1,255 @@
+"""The guard: the one object an application talks to.
+
+A call goes: input is validated -> pre-filters -> intent record (durable) -> model -> critique,
+revise, rank -> post-validators -> result record (durable) -> the reply is released. If the log
+can't be written, nothing is released.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from . import config
+from .asking import Blocking, OnLoop, Waiting, drive
+from .canonical import canonical
+from .errors import ConfigError, InputError
+from .generation import Backend, Request, Sampling
+from .log import Log
+from .performing import Performance, Reply, perform
+from .policy import Policy
+from .registry import Registry
+from .requests import as_messages, merged, new_call_id
+from .scribe import Scribe
+from .trail import Live
+from .vocabulary import Call, Document, Message
+from .workers import Workers
+
+if TYPE_CHECKING:
+    from isonomy.replay import Replayed
+
+
+class Guard:
+    """Stands between an application and a model.
+
+    Args:
+        backend: a spec (``"local:demo"``, ``"openai:gpt-..."``), a `Backend`, or a callable that
+            takes a list of ``{"role": ..., "content": ...}`` and returns text.
+        policy: checks, plugin instances and plain callables in the order in which they are asked;
+            or a `Policy`.
+        log: a directory, an open `Log`, or `None` for no log (nothing can be replayed then).
+        sampling: defaults for every call.
+        secrets: where `ctx.secret(name)` looks; values are never recorded.
+        plugins: modules to load explicitly.
+        options: keywords for the backend that a spec names.
+
+    Raises:
+        ConfigError, PluginError, BackendError, LogError: what was passed can't be used; nothing
+            stays open.
+
+    Safe to use from several threads and event loops. Use it as a context manager, or `close` it.
+    """
+
+    def __init__(
+        self,
+        backend: str | Backend | Callable[..., Any],
+        policy: Policy | Iterable[Any] = (),
+        log: str | os.PathLike[str] | Log | None = None,
+        *,
+        sampling: Sampling | None = None,
+        secrets: Callable[[str], str | None] | None = None,
+        plugins: Iterable[str] = (),
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        registry = Registry(plugins)
+        self.policy = policy if isinstance(policy, Policy) else Policy(policy, registry=registry)
+        self.backend = _open_backend(backend, self.policy.registry, options or {})
+        self.sampling = sampling or Sampling()
+        self._secrets = secrets
+        self._workers = Workers()
+        self._closed = False
+        self.log: Log | None = None
+        if log is not None:
+            self.log = log if isinstance(log, Log) else _open_log(log)
+
+    @classmethod
+    def from_file(
+        cls,
+        file: str | os.PathLike[str],
+        *,
+        backend: str | Backend | Callable[..., Any] | None = None,
+        log: str | os.PathLike[str] | Log | None = None,
+        secrets: Callable[[str], str | None] | None = None,
+    ) -> Guard:
+        """Build a guard from a TOML file (see `isonomy.sdk.config`); arguments win over the file.
+
+        Raises:
+            ConfigError: naming file, key and the nearest valid name.
+        """
+        settings = config.load(Path(file))
+        chosen = backend if backend is not None else settings.backend
+        if chosen is None:
+            raise ConfigError(
+                'names no backend: add [backend] with use = "local:demo".',
+                file=settings.file,
+                key="backend",
+            )
+        return cls(
+            chosen,
+            settings.policy,
+            log if log is not None else settings.log,
+            sampling=settings.sampling,
+            secrets=secrets,
+            options=settings.options if backend is None else {},
+        )
+
+    def chat(
+        self,
+        messages: str | Sequence[Message | dict[str, Any]],
+        *,
+        session: str | None = None,
+        actor: str | None = None,
+        subject: str | None = None,
+        tags: dict[str, str] | None = None,
+        documents: Sequence[Document] = (),
+        sampling: Sampling | None = None,
+    ) -> Reply:
+        """Answer one request, guarded and recorded.
+
+        Args:
+            messages: a string (one user message), `Message`s, or dictionaries with the keys
+                ``role`` and ``content``.
+            session: groups calls; made up unless given.
+            actor: who asks.
+            subject: whose data this is; the session unless given.
+            tags: labels for the log.
+            documents: retrieved documents; they pass the `retrieved` checks and reach the model as
+                a system message.
+            sampling: for this call; fields that are `None` are taken from the guard's own.
+
+        Raises:
+            InputError: the messages can't be used; nothing was recorded.
+            BackendError: the model did not answer; recorded.
+            LogError: the log can't be written; no answer is released.
+        """
+        return drive(
+            self._chat(
+                Blocking(), messages, session, actor, subject, tags, tuple(documents), sampling
+            )
+        )
+
+    async def achat(
+        self,
+        messages: str | Sequence[Message | dict[str, Any]],
+        *,
+        session: str | None = None,
+        actor: str | None = None,
+        subject: str | None = None,
+        tags: dict[str, str] | None = None,
+        documents: Sequence[Document] = (),
+        sampling: Sampling | None = None,
+    ) -> Reply:
+        """Like `chat`, without blocking the running event loop."""
+        return await self._chat(
+            OnLoop(), messages, session, actor, subject, tags, tuple(documents), sampling
+        )
+
+    async def _chat(
+        self,
+        waiting: Waiting,
+        messages: str | Sequence[Message | dict[str, Any]],
+        session: str | None,
+        actor: str | None,
+        subject: str | None,
+        tags: dict[str, str] | None,
+        documents: tuple[Document, ...],
+        sampling: Sampling | None,
+    ) -> Reply:
+        if self._closed:
+            raise InputError("this guard is closed. Make a new one.")
+        parsed = as_messages(messages)
+        call_id = new_call_id()
+        call = Call(
+            id=call_id,
+            session=session or call_id,
+            subject=subject or session or call_id,
+            actor=actor,
+            tags=tags or {},
+        )
+        canonical(call)
+        drawn = self.backend.resolve(merged(sampling, self.sampling))
+        if drawn.seed is None:
+            drawn = msgspec.structs.replace(drawn, seed=int.from_bytes(os.urandom(8), "big") >> 1)
+        performance = Performance(
+            call=call,
+            messages=parsed,
+            documents=documents,
+            request=Request(messages=parsed),
+            sampling=drawn,
+            world=Live(self.backend, self._secrets),
+        )
+        return await perform(
+            performance,
+            policy=self.policy,
+            waiting=waiting,
+            workers=self._workers,
+            scribe=self._scribe(call),
+            observers=self.policy.observers,
+        )
+
+    def _scribe(self, call: Call) -> Scribe | None:
+        if self.log is None:
+            return None
+        return Scribe(self.log, call, policy=self.policy, identity=self.backend.identity())
+
+    def replay(self, call_id: str) -> Replayed:
+        """Replay a logged call in this process, with this guard's own checks, callables included.
+
+        Raises:
+            LogError: there is no such call in this guard's log.
+        """
+        from isonomy.replay import replay_with_guard
+
+        return replay_with_guard(self, call_id)
+
+    def close(self) -> None:
+        """Close the log and the backend; calling it twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        self._workers.close()
+        self.backend.close()
+        if self.log is not None:
+            self.log.close()
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_backend(
+    backend: str | Backend | Callable[..., Any], registry: Registry, options: dict[str, Any]
+) -> Backend:
+    if isinstance(backend, str):
+        return config.open_backend(backend, registry, **options)
+    if isinstance(backend, Backend):
+        return backend
+    if callable(backend):
+        wrap = registry.find("backend", "callable")
+        wrapped: Backend = wrap(backend)
+        return wrapped
+    raise InputError(
+        f"backend must be a spec such as 'local:demo', a Backend, or a callable, not "
+        f"{type(backend).__name__}."
+    )
+
+
+def _open_log(log: str | os.PathLike[str]) -> Log:
+    opened: Log = Registry().find("log", "directory")(os.fspath(log))
+    return opened

@@ -1,0 +1,557 @@
+"""The pipeline: how the checks of a policy judge a call, stage by stage.
+
+Rules, for every stage that gives verdicts:
+
+1. Checks are asked in the policy's order; what one replaced is what the next one sees.
+2. A check has settled on a content when it passed it or made it. As long as some check has not
+   settled on the content as it stands, it is asked again; after `max_rounds` extra passes the stage
+   blocks, since checks that undo each other never end.
+3. `Block` ends the stage at once. A `Retry` or `AskHuman` lets the remaining checks speak, so that
+   a later `Block` still wins.
+4. A check that raises, hangs or returns nonsense did not pass: its `on_error` decides, and the
+   event says what happened.
+5. A target at which every check of the stage abstained is flagged: nothing judged it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+
+from .asking import Answer, Waiting, ask
+from .canonical import canonical, digest_of, require_finite
+from .checks import Check, verdict_of_callable, verdict_of_hook
+from .context import Context
+from .errors import InputError
+from .events import Critiqued, Failed, Judged, Ranked, Revised, Unjudged
+from .generation import Generation, Request, Sampling
+from .policy import Policy
+from .trail import Trail
+from .vocabulary import (
+    SEVERITY,
+    AskHuman,
+    Block,
+    Call,
+    Candidate,
+    Critique,
+    Document,
+    Flag,
+    Message,
+    Part,
+    Ranking,
+    Replace,
+    Retry,
+    Text,
+    ToolCall,
+    ToolResult,
+    Verdict,
+    VerdictName,
+)
+from .workers import Workers
+
+
+class Standing(msgspec.Struct):
+    """What the call has come to so far: the strongest verdict, who gave it, and why."""
+
+    verdict: VerdictName = "allow"
+    check: str | None = None
+    reason: str | None = None
+
+    def note(self, verdict: VerdictName, check: str | None, reason: str | None) -> None:
+        """Take a verdict into account."""
+        if SEVERITY[verdict] > SEVERITY[self.verdict]:
+            self.verdict, self.check, self.reason = verdict, check, reason
+
+
+class Judgement(msgspec.Struct):
+    """What a stage came to: the content as it stands, and what was asked for besides."""
+
+    content: Any
+    blocked: bool = False
+    feedback: str | None = None
+
+
+class Question(msgspec.Struct):
+    """One thing to ask a check.
+
+    About which target, with which arguments, and what content that is.
+    """
+
+    target: str
+    arguments: dict[str, Any]
+    seen: Any
+
+
+class Pipeline:
+    """One call's way through a policy. Holds the call's state; checks hold none."""
+
+    def __init__(
+        self, policy: Policy, call: Call, trail: Trail, *, waiting: Waiting, workers: Workers
+    ) -> None:
+        self.policy = policy
+        self.call = call
+        self.trail = trail
+        self.standing = Standing()
+        self.rounds = 0
+        self._waiting = waiting
+        self._workers = workers
+
+    async def admit(
+        self, messages: tuple[Message, ...], documents: tuple[Document, ...] = ()
+    ) -> tuple[Message, ...] | None:
+        """Judge what goes in; returns the messages that may go to the model, or `None` if blocked.
+
+        Documents pass `retrieved` and join the messages as a system message; what tools answered
+        passes `tool_result`; then the pre-filters see everything.
+        """
+        if documents:
+            judgement = await self._stage("retrieved", documents, _about_documents, _new_documents)
+            if judgement.blocked:
+                return None
+            messages = (*_as_context(judgement.content), *messages)
+        if (await self._stage("tool_result", messages, _about_results, _no_replacement)).blocked:
+            return None
+
+        def questions(check: Check, content: tuple[Message, ...]) -> list[Question]:
+            if not check.is_callable:
+                return [Question("messages", {"messages": content}, content)]
+            return [
+                Question(f"message/{index}", {"text": message.text}, message)
+                for index, message in enumerate(content)
+                if message.role != "system" and message.text
+            ]
+
+        def replaced(
+            content: tuple[Message, ...], target: str, verdict: Replace
+        ) -> tuple[Message, ...]:
+            if target == "messages":
+                return _as_messages(verdict.content, content)
+            index = int(target.partition("/")[2])
+            new = content[index].with_text(_as_text(verdict.content))
+            return (*content[:index], new, *content[index + 1 :])
+
+        judgement = await self._stage("pre_filter", messages, questions, replaced)
+        return None if judgement.blocked else judgement.content
+
+    async def answer(
+        self, messages: tuple[Message, ...], sampling: Sampling, request: Request
+    ) -> Candidate | None:
+        """Have the model answer and the answer judged.
+
+        Returns the candidate to release, or `None` if blocked.
+        """
+        asked = messages
+        while True:
+            generation = await self._waiting.generate(
+                self.trail,
+                msgspec.structs.replace(request, messages=asked, sampling=sampling),
+                purpose="answer",
+                candidate=0,
+                stage="generate",
+                check=None,
+                round=self.rounds,
+            )
+            candidate = Candidate(
+                index=0, content=generation.content, finish_reason=generation.finish_reason
+            )
+            candidate = await self._constitution(candidate)
+            tools = await self._stage("tool_call", candidate, _about_calls, _no_replacement)
+            if tools.blocked:
+                return None
+            judgement = await self._validate(candidate)
+            if judgement.blocked:
+                return None
+            if judgement.feedback is None:
+                return judgement.content  # type: ignore[no-any-return]
+            if self.rounds >= self.policy.max_rounds:
+                self.standing.note(
+                    "block",
+                    self.standing.check,
+                    f"still asked to retry after {self.rounds} more rounds: {judgement.feedback}",
+                )
+                return None
+            self.rounds += 1
+            asked = (
+                *messages,
+                Message("assistant", _not_empty(generation)),
+                Message.of("user", judgement.feedback),
+            )
+
+    async def _constitution(self, candidate: Candidate) -> Candidate:
+        """Let plugins critique, revise and rank.
+
+        A revision goes on to validation like any answer.
+        """
+        critiques: list[Critique] = []
+        for check in self.policy.at("critique"):
+            answer = await self._hook(check, "critique", {"candidate": candidate})
+            found = self._accept(check, "critique", "candidate/0", answer, candidate, _as_critiques)
+            if found is not None:
+                critiques.extend(found)
+                self._add(
+                    Critiqued,
+                    "critique",
+                    check,
+                    target="candidate/0",
+                    critiques=found,
+                    answer=answer,
+                )
+        for check in self.policy.at("revise"):
+            arguments = {"candidate": candidate, "critiques": tuple(critiques)}
+            answer = await self._hook(check, "revise", arguments)
+            new = self._accept(check, "revise", "candidate/0", answer, candidate, _as_candidate)
+            if new is not None and new.content != candidate.content:
+                before, after = digest_of(candidate.content), digest_of(new.content)
+                self._add(
+                    Revised,
+                    "revise",
+                    check,
+                    target="candidate/0",
+                    before=before,
+                    after=after,
+                    text=new.text,
+                    answer=answer,
+                )
+                self.standing.note("replace", check.id, "revised")
+                candidate = candidate.with_content(new.content)
+        for check in self.policy.at("rank"):
+            answer = await self._hook(check, "rank", {"candidates": (candidate,)})
+            ranking = self._accept(check, "rank", "candidates", answer, candidate, _as_ranking)
+            if ranking is not None:
+                self._add(Ranked, "rank", check, ranking=ranking, answer=answer)
+        return candidate
+
+    async def _validate(self, candidate: Candidate) -> Judgement:
+        if self.standing.verdict == "block":  # a constitutional plugin failed closed
+            return Judgement(candidate, blocked=True)
+
+        def questions(check: Check, content: Candidate) -> list[Question]:
+            arguments = {"text": content.text} if check.is_callable else {"candidate": content}
+            return [Question("candidate/0", arguments, content)]
+
+        def replaced(content: Candidate, target: str, verdict: Replace) -> Candidate:
+            return content.with_content(_as_parts(verdict.content, content.content))
+
+        return await self._stage("post_validate", candidate, questions, replaced)
+
+    async def _stage(
+        self,
+        stage: Literal["retrieved", "tool_result", "pre_filter", "tool_call", "post_validate"],
+        content: Any,
+        questions: Callable[[Check, Any], list[Question]],
+        replaced: Callable[[Any, str, Replace], Any],
+    ) -> Judgement:
+        checks = self.policy.at(stage)
+        settled: dict[tuple[str, str], str] = {}
+        judged: dict[str, bool] = {}
+        feedback: str | None = None
+        for _ in range(self.policy.max_rounds + 2):
+            quiet = True
+            for check in checks:
+                for question in questions(check, content):
+                    before = digest_of(question.seen)
+                    key = (check.id, question.target)
+                    if settled.get(key) == before:
+                        continue
+                    quiet = False
+                    apply = partial(replaced, content, question.target)
+                    verdict, after = await self._judge(stage, check, question, before, apply)
+                    judged[question.target] = judged.get(question.target, False) or (
+                        verdict is not None
+                    )
+                    settled[key] = before
+                    if isinstance(verdict, Replace):
+                        content = after
+                        for now in questions(check, content):
+                            if now.target == question.target:
+                                settled[key] = digest_of(now.seen)
+                    elif isinstance(verdict, Block | AskHuman):
+                        return Judgement(content, blocked=True)
+                    elif isinstance(verdict, Retry):
+                        feedback = feedback or verdict.feedback
+            if quiet:
+                break
+        else:
+            self.standing.note(
+                "block", None, f"the checks at {stage} kept replacing each other's content"
+            )
+            return Judgement(content, blocked=True)
+        for target, done in judged.items():
+            if not done:
+                self.trail.add(Unjudged(stage=stage, round=self.rounds, target=target))
+                self.standing.note("flag", None, f"every check at {stage} abstained")
+        return Judgement(content, feedback=feedback)
+
+    async def _judge(
+        self,
+        stage: str,
+        check: Check,
+        question: Question,
+        before: str,
+        apply: Callable[[Replace], Any],
+    ) -> tuple[Verdict | None, Any]:
+        """Ask one question, record what came of it.
+
+        Returns the verdict in force and the new content, if any.
+        """
+        foretold = self.trail.world.foretold(
+            stage=stage, check=check.id, target=question.target, round=self.rounds
+        )
+        if foretold:
+            for event in foretold:
+                self.trail.add(event)
+            last = foretold[-1]
+            assert isinstance(last, Failed)
+            return self._consequence(check, last.became, last.kind, last.message), None
+        if check.is_callable:
+            answer = await self._plain(check, stage, question.arguments["text"])
+            read: Callable[[Any], Verdict | None] = verdict_of_callable
+        else:
+            answer = await self._hook(check, stage, question.arguments)
+            read = verdict_of_hook
+        after: Any = None
+        try:
+            _reraise(answer)
+            verdict = read(answer.value)
+            if isinstance(verdict, Retry) and stage != "post_validate":
+                raise TypeError("Retry makes sense at post_validate only: there is no answer yet")
+            if isinstance(verdict, Replace):
+                after = apply(verdict)
+                canonical(after)
+        except Exception as error:
+            kind = answer.failure or "invalid"
+            return self._failure(check, stage, question.target, before, answer, kind, error), None
+        changed = digest_of(self._part(after, question)) if isinstance(verdict, Replace) else None
+        self.trail.add(
+            Judged(
+                stage=stage,
+                check=check.id,
+                round=self.rounds,
+                target=question.target,
+                verdict=verdict,
+                before=before,
+                after=changed,
+                duration_ns=answer.duration_ns,
+            )
+        )
+        if verdict is not None:
+            self.standing.note(verdict.name, check.id, _reason(verdict))
+        return verdict, after
+
+    @staticmethod
+    def _part(after: Any, question: Question) -> Any:
+        """Return the judged part of the new content."""
+        if question.target.startswith("message/"):
+            return after[int(question.target.partition("/")[2])]
+        return after
+
+    async def _hook(self, check: Check, stage: str, arguments: dict[str, Any]) -> Answer:
+        function, names = check.hooks[stage]
+        context = self._context(check, stage)
+        offered = {**arguments, "call": self.call, "ctx": context}
+        taken = {name: offered[name] for name in names}
+        return await ask(
+            check, function, taken, context=context, waiting=self._waiting, workers=self._workers
+        )
+
+    async def _plain(self, check: Check, stage: str, text: str) -> Answer:
+        context = self._context(check, stage)
+        function = partial(check.plugin, text)
+        return await ask(
+            check, function, {}, context=context, waiting=self._waiting, workers=self._workers
+        )
+
+    def _context(self, check: Check, stage: str) -> Context:
+        return Context(self.trail, stage=stage, check=check.id, round=self.rounds)
+
+    def _accept(
+        self,
+        check: Check,
+        stage: str,
+        target: str,
+        answer: Answer,
+        candidate: Candidate,
+        read: Callable[[Any], Any],
+    ) -> Any:
+        """Read what a constitutional hook returned.
+
+        A failure is recorded and its consequence noted.
+        """
+        try:
+            _reraise(answer)
+            return None if answer.value is None else read(answer.value)
+        except Exception as error:
+            kind = answer.failure or "invalid"
+            before = digest_of(candidate.content)
+            self._failure(check, stage, target, before, answer, kind, error)
+            return None
+
+    def _add(self, event: Any, stage: str, check: Check, *, answer: Answer, **fields: Any) -> None:
+        self.trail.add(
+            event(
+                stage=stage,
+                check=check.id,
+                round=self.rounds,
+                duration_ns=answer.duration_ns,
+                **fields,
+            )
+        )
+
+    def _failure(
+        self,
+        check: Check,
+        stage: str,
+        target: str,
+        before: str,
+        answer: Answer,
+        kind: Literal["error", "timeout", "invalid"],
+        error: BaseException,
+    ) -> Verdict | None:
+        message = f"{error}" or type(error).__name__
+        self.trail.add(
+            Failed(
+                stage=stage,
+                check=check.id,
+                round=self.rounds,
+                target=target,
+                kind=kind,
+                error=type(error).__name__,
+                message=message,
+                became=check.on_error,
+                before=before,
+                duration_ns=answer.duration_ns,
+            )
+        )
+        return self._consequence(check, check.on_error, kind, message)
+
+    def _consequence(self, check: Check, became: str, kind: str, message: str) -> Verdict | None:
+        said = {"error": "failed", "timeout": "timed out", "invalid": "broke its contract"}[kind]
+        reason = f"check {check.id!r} {said}: {message}"
+        if became == "block":
+            self.standing.note("block", check.id, reason)
+            return Block(reason)
+        if became == "flag":
+            self.standing.note("flag", check.id, reason)
+            return Flag(reason)
+        return None
+
+
+def _about_documents(check: Check, content: tuple[Document, ...]) -> list[Question]:
+    return [Question("documents", {"documents": content}, content)]
+
+
+def _new_documents(content: Any, target: str, verdict: Replace) -> tuple[Document, ...]:
+    kept = tuple(verdict.content)
+    if all(isinstance(item, Document) for item in kept):
+        return kept  # type: ignore[return-value]
+    raise TypeError("Replace at retrieved must hold Documents, and nothing else")
+
+
+def _as_context(documents: tuple[Document, ...]) -> tuple[Message, ...]:
+    if not documents:
+        return ()
+    listed = "\n\n".join(f"[{document.id}]\n{document.text}" for document in documents)
+    return (Message.of("system", f"Documents:\n\n{listed}"),)
+
+
+def _about_results(check: Check, content: tuple[Message, ...]) -> list[Question]:
+    calls = {
+        part.id: part
+        for message in content
+        for part in message.content
+        if isinstance(part, ToolCall)
+    }
+    return [
+        Question(
+            f"tool_result/{part.id}",
+            {"tool_call": calls.get(part.id, ToolCall(part.id, "", {})), "result": part},
+            part,
+        )
+        for message in content
+        for part in message.content
+        if isinstance(part, ToolResult)
+    ]
+
+
+def _about_calls(check: Check, content: Candidate) -> list[Question]:
+    return [
+        Question(f"tool_call/{part.id}", {"tool_call": part}, part)
+        for part in content.content
+        if isinstance(part, ToolCall)
+    ]
+
+
+def _no_replacement(content: Any, target: str, verdict: Replace) -> Any:
+    raise TypeError("Replace is not possible for tool calls and results; Block or Flag is")
+
+
+def _reraise(answer: Answer) -> None:
+    if answer.error is not None:
+        if not isinstance(answer.error, Exception):
+            raise RuntimeError(f"{type(answer.error).__name__} in a check") from answer.error
+        raise answer.error
+
+
+def _reason(verdict: Verdict) -> str | None:
+    return getattr(verdict, "reason", None) or getattr(verdict, "feedback", None)
+
+
+def _not_empty(generation: Generation) -> tuple[Part, ...]:
+    return generation.content or (Text(""),)
+
+
+def _as_text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    raise TypeError("Replace from a callable check must hold text (a str)")
+
+
+def _as_messages(content: Any, old: tuple[Message, ...]) -> tuple[Message, ...]:
+    if isinstance(content, str):
+        # Text alone replaces what was asked last.
+        for index in range(len(old) - 1, -1, -1):
+            if old[index].role == "user":
+                return (*old[:index], old[index].with_text(content), *old[index + 1 :])
+        raise TypeError("Replace with text at pre_filter needs a user message to replace")
+    if content and all(isinstance(item, Message) for item in content):
+        return tuple(content)
+    raise TypeError(
+        "Replace at pre_filter must hold text or at least one Message, and nothing else"
+    )
+
+
+def _as_parts(content: Any, old: tuple[Part, ...]) -> tuple[Part, ...]:
+    if isinstance(content, str):
+        return (Text(content), *(part for part in old if not isinstance(part, Text)))
+    if all(isinstance(item, Part) for item in content):
+        return tuple(content)
+    raise TypeError("Replace at post_validate must hold text or parts, not messages")
+
+
+def _as_critiques(value: Any) -> tuple[Critique, ...]:
+    critiques = tuple(value)
+    for critique in critiques:
+        if not isinstance(critique, Critique):
+            raise TypeError(f"critique must return Critiques, not {type(critique).__name__}")
+        require_finite(critique.score, "a critique's score")
+    return critiques
+
+
+def _as_candidate(value: Any) -> Candidate:
+    if not isinstance(value, Candidate):
+        raise TypeError(f"revise must return a Candidate or None, not {type(value).__name__}")
+    return value
+
+
+def _as_ranking(value: Any) -> Ranking:
+    if not isinstance(value, Ranking) or sorted(value.order) != [0]:
+        raise TypeError("rank must return a Ranking that orders each candidate exactly once")
+    for score in value.scores:
+        try:
+            require_finite(score, "a ranking's score")
+        except InputError as error:
+            raise TypeError(str(error)) from None
+    return value

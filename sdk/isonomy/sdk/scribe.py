@@ -1,0 +1,136 @@
+"""Writing one call's records.
+
+Which event and message goes into which record, and as which payload.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from functools import cache
+from typing import Any
+
+from . import provenance
+from .canonical import canonical
+from .events import Event
+from .generation import Identity, Sampling, Usage
+from .log import Log
+from .pipeline import Standing
+from .policy import Policy
+from .records import Entry, Intent, Opening, Output, Payload, RequestContent, Result, header_of
+from .trail import Trail
+from .vocabulary import Call
+
+
+class Scribe:
+    """Writes one call's records."""
+
+    def __init__(self, log: Log, call: Call, *, policy: Policy, identity: Identity) -> None:
+        self._log = log
+        self._call = call
+        self._policy = policy
+        self._identity = identity
+        self._events = 0
+        self._messages = 0
+
+    def _stamp(self) -> dict[str, Any]:
+        return {
+            "call_id": self._call.id,
+            "session": self._call.session,
+            "subject": self._call.subject,
+            "wall_ns": time.time_ns(),
+            "monotonic_ns": time.monotonic_ns(),
+            "host": _host(),
+            "process": os.getpid(),
+        }
+
+    def opening(self, check: str, effect: str) -> None:
+        """Record that a check is about to touch the outside world."""
+        self._log.append([Entry(Opening(**self._stamp(), check=check, effect=effect))])
+
+    def _fresh(self, trail: Trail) -> tuple[list[Event], list[Payload]]:
+        """Return events and message payloads that are not recorded yet."""
+        events = trail.events[self._events :]
+        bodies = trail.messages[self._messages :]
+        payloads = [
+            Payload(f"message/{self._messages + index}", trail.scrub(body))
+            for index, body in enumerate(bodies)
+        ]
+        self._events += len(events)
+        self._messages += len(bodies)
+        return events, payloads
+
+    def intent(self, sampling: Sampling, trail: Trail, content: RequestContent) -> Entry:
+        """Build the intent record of what is known before the model is asked."""
+        events, payloads = self._fresh(trail)
+        return Entry(
+            Intent(
+                **self._stamp(),
+                operation="chat",
+                actor=self._call.actor,
+                trace_id=self._call.trace_id,
+                parent_id=self._call.parent_id,
+                tags=self._call.tags,
+                identity=self._identity,
+                sampling=sampling,
+                policy_name=self._policy.name,
+                policy_digest=self._policy.digest,
+                checks=self._policy.identities,
+                versions=versions(),
+                events=tuple(header_of(event) for event in events),
+            ),
+            (
+                Payload("policy", self._policy.written, shared=True),
+                *payloads,
+                Payload("request", trail.scrub(canonical(content))),
+                Payload("events", trail.scrub(canonical(events))),
+            ),
+        )
+
+    def result(
+        self,
+        trail: Trail,
+        standing: Standing,
+        output: Output,
+        *,
+        usage: Usage,
+        finish_reason: str | None,
+        rounds: int,
+        error: str | None,
+        duration_ns: int,
+    ) -> Entry:
+        """Build the result record."""
+        events, payloads = self._fresh(trail)
+        return Entry(
+            Result(
+                **self._stamp(),
+                verdict=standing.verdict,
+                finish_reason=finish_reason,
+                usage=usage,
+                rounds=rounds,
+                duration_ns=duration_ns,
+                error=error,
+                events=tuple(header_of(event) for event in events),
+            ),
+            (
+                *payloads,
+                Payload("events", trail.scrub(canonical(events))),
+                Payload("output", trail.scrub(canonical(output))),
+            ),
+        )
+
+    def append(self, entries: list[Entry]) -> None:
+        """Make entries durable."""
+        self._log.append(entries)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter to a call, for the record."""
+    names = ("isonomy", "msgspec", "pluggy")
+    return {name: provenance.version_of(name) or "?" for name in names}
+
+
+@cache
+def _host() -> str:
+    return socket.gethostname()
