@@ -1,0 +1,72 @@
+"""Isonomy's replay log: the journal that calls are written to, and everything that reads it.
+
+Importing this package loads neither duckdb nor anything else that is heavy; names are loaded as
+they are used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import (
+        DamagedLog,
+        LogUnwritable,
+        NewerLog,
+        NoSuchCall,
+        NotALog,
+        QueryRefused,
+    )
+    from .journal import JournalLog, open_log
+    from .reading import ReplayLog
+    from .safe_text import printable, safe_text
+    from .stored import StoredCall, StoredRecord
+    from .verification import Finding, Report
+
+__all__ = [
+    "DamagedLog",
+    "Finding",
+    "JournalLog",
+    "LogUnwritable",
+    "NewerLog",
+    "NoSuchCall",
+    "NotALog",
+    "QueryRefused",
+    "ReplayLog",
+    "Report",
+    "StoredCall",
+    "StoredRecord",
+    "open_log",
+    "printable",
+    "safe_text",
+]
+
+_HOMES = {
+    "DamagedLog": "errors",
+    "Finding": "verification",
+    "JournalLog": "journal",
+    "LogUnwritable": "errors",
+    "NewerLog": "errors",
+    "NoSuchCall": "errors",
+    "NotALog": "errors",
+    "QueryRefused": "errors",
+    "ReplayLog": "reading",
+    "Report": "verification",
+    "StoredCall": "stored",
+    "StoredRecord": "stored",
+    "open_log": "journal",
+    "printable": "safe_text",
+    "safe_text": "safe_text",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

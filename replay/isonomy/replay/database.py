@@ -1,0 +1,217 @@
+"""The journal's SQLite file: its schema, how it is opened, and what SQLite's errors mean.
+
+Invariants
+    - Nothing but sqlite3 opens the journal's files in a process that uses it: closing a raw
+      descriptor would drop SQLite's locks.
+    - WAL mode, every transaction flushed (``synchronous=FULL``), deleted content overwritten
+      (``secure_delete``).
+    - No automatic checkpoints. `truncate` is the only one, under the log's lock: SQLite before
+      3.51.3 can corrupt a WAL that one connection resets while a second checkpoint runs. (Python
+      before 3.12 can't switch off the checkpoint which SQLite runs as the very last connection
+      closes; that one holds the file exclusively, so nothing races it.)
+    - No connection survives a fork (`isonomy.replay.journal` closes its own before one).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import quote
+
+from isonomy.sdk.errors import LogError
+
+from .directory import JOURNAL, LogDirectory
+from .errors import DamagedLog, LogUnwritable, NewerLog, NotALog
+
+SCHEMA: Final = 1
+"""Version of the journal's tables; also in ``meta`` and in SQLite's user_version."""
+
+APPLICATION_ID: Final = 0x49534F4E  # "ISON"
+FORMAT: Final = "isonomy journal"
+SHARED_SUBJECT: Final = 0
+"""Row of `subjects` for shared content; its subject is NULL, its key 32 zero bytes."""
+
+TABLES: Final = (
+    "CREATE TABLE meta (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE subjects (id INTEGER PRIMARY KEY NOT NULL, subject TEXT UNIQUE, key BLOB NOT "
+    "NULL)",
+    "CREATE TABLE records (sequence INTEGER PRIMARY KEY NOT NULL, call_id TEXT NOT NULL,"
+    " kind TEXT NOT NULL, leaf BLOB NOT NULL, leaf_hash BLOB NOT NULL)",
+    "CREATE INDEX records_by_call ON records (call_id)",
+    "CREATE TABLE contents (id INTEGER PRIMARY KEY NOT NULL, subject INTEGER NOT NULL,"
+    " address BLOB NOT NULL, body BLOB NOT NULL)",
+    "CREATE UNIQUE INDEX contents_by_address ON contents (subject, address)",
+    "CREATE TABLE payloads (sequence INTEGER NOT NULL, position INTEGER NOT NULL,"
+    " content INTEGER NOT NULL, salt BLOB NOT NULL, PRIMARY KEY (sequence, position)) WITHOUT "
+    "ROWID",
+)
+"""`records.leaf` holds the hashed bytes; the columns beside it are for finding. `payloads` ties the
+payload at `position` of a leaf to its stored content and holds the salt of its commitment."""
+
+
+@contextmanager
+def explained(directory: LogDirectory, *, writing: bool) -> Iterator[None]:
+    """Turn whatever SQLite raises into one of the log's errors."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise explain(error, directory, writing=writing) from error
+
+
+def explain(error: sqlite3.Error, directory: LogDirectory, *, writing: bool) -> LogError:
+    """Return the log's error for one of SQLite's, naming the log and what to do."""
+    name = getattr(error, "sqlite_errorname", None) or ""
+    path = str(directory)
+    verb = "written" if writing else "read"
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT")) or not name:
+        # Without an error code the text came from Python's own reading of a stored value.
+        return DamagedLog(
+            f"{JOURNAL} of the log {path} is damaged ({error}). Run `isonomy verify --log {path}` "
+            "to see what is, and restore it from a backup.",
+            path=path,
+            file=JOURNAL,
+        )
+    if name == "SQLITE_ERROR":
+        return DamagedLog(
+            f"{JOURNAL} of the log {path} lacks tables that belong there ({error}). Restore it "
+            "from a backup.",
+            path=path,
+            file=JOURNAL,
+        )
+    advice = {
+        "SQLITE_READONLY": "it is read-only. Make the directory and its files writable for this "
+        "user.",
+        "SQLITE_CANTOPEN": "its files can't be opened. Check that they exist and belong to this "
+        "user, and that the directory is writable (SQLite keeps its index of the write-ahead log "
+        "there).",
+        "SQLITE_PERM": "access is denied. Check that its files belong to this user.",
+        "SQLITE_FULL": "the disk is full. Free some room; nothing of this batch was recorded.",
+        "SQLITE_BUSY": "other processes held its lock for too long. Find out what blocks it, or "
+        "lessen the load.",
+        "SQLITE_LOCKED": "it is locked. Find out what blocks it.",
+        "SQLITE_IOERR": "the disk reports an error. Look into the system's log, and move the log "
+        "to a sound disk.",
+        "SQLITE_TOOBIG": "a record is larger than SQLite's limit of 1 GB. Record less content.",
+    }
+    reason = next(
+        (text for code, text in advice.items() if name.startswith(code)), "see the cause."
+    )
+    kind = LogUnwritable if writing else LogError
+    return kind(f"The log {path} can't be {verb} ({error}): {reason}", path=path)
+
+
+def connect(
+    directory: LogDirectory, *, writable: bool, busy_seconds: float = 30.0
+) -> sqlite3.Connection:
+    """Open the journal's file as it is. Transactions are explicit.
+
+    The caller serializes the use of a connection; any thread may use it. Raises `sqlite3.Error`.
+    """
+    uri = f"file:{quote(str(directory.journal))}?mode={'rw' if writable else 'ro'}"
+    connection = sqlite3.connect(
+        uri, uri=True, isolation_level=None, timeout=busy_seconds, check_same_thread=False
+    )
+    try:
+        if hasattr(connection, "setconfig"):  # Python 3.12
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute("PRAGMA trusted_schema=OFF")
+        if writable:
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA secure_delete=ON")
+        else:
+            # A text column whose bytes were damaged must reach verification instead of failing the
+            # whole query.
+            connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def create(connection: sqlite3.Connection, log_id: str) -> None:
+    """Lay down the schema in an empty file, in one transaction."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in TABLES:
+            connection.execute(statement)
+        connection.executemany(
+            "INSERT INTO meta VALUES (?, ?)",
+            [("format", FORMAT), ("schema", str(SCHEMA)), ("log", log_id)],
+        )
+        connection.execute("INSERT INTO subjects VALUES (?, NULL, zeroblob(32))", (SHARED_SUBJECT,))
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={SCHEMA}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def is_empty(connection: sqlite3.Connection) -> bool:
+    """Tell whether the file holds no table at all."""
+    return connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+
+
+def check(
+    connection: sqlite3.Connection, directory: LogDirectory, *, writing: bool
+) -> dict[str, str]:
+    """Return the journal's `meta`, having checked that it is one and of a version that can be used.
+
+    Raises:
+        NotALog: an SQLite file, but no journal.
+        NewerLog: of a later schema, and `writing`.
+        DamagedLog: it contradicts itself.
+    """
+    path = str(directory)
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    if application != APPLICATION_ID and "meta" not in names:
+        raise NotALog(
+            f"{directory.journal} is an SQLite file, but not the journal of a log. Name another "
+            "directory.",
+            path=path,
+        )
+    meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if (
+        application != APPLICATION_ID
+        or meta.get("format") != FORMAT
+        or meta.get("schema") != str(version)
+        or set(meta) < {"format", "schema", "log"}
+    ):
+        raise DamagedLog(
+            f"{JOURNAL} of the log {path} is damaged: its header and its table meta disagree. Run "
+            f"`isonomy verify --log {path}`, and restore it from a backup.",
+            path=path,
+            file=JOURNAL,
+        )
+    if version > SCHEMA and writing:
+        raise NewerLog(
+            f"The log {path} was written by a later version of isonomy (schema {version}; this one "
+            f"writes {SCHEMA}). It can be read; to write to it, upgrade isonomy.",
+            path=path,
+            version=version,
+        )
+    if version < 1:
+        raise DamagedLog(
+            f"{JOURNAL} of the log {path} claims schema {version}, which never was. Restore it "
+            "from a backup.",
+            path=path,
+            file=JOURNAL,
+        )
+    return meta
+
+
+def truncate(connection: sqlite3.Connection) -> bool:
+    """Move the write-ahead log into the database and empty it; the caller holds the log's lock.
+
+    Returns:
+        False if readers kept it from being emptied: harmless, the next ingestion tries again.
+    """
+    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    return not busy
