@@ -90,7 +90,24 @@ class Guard:
         Raises:
             ConfigError: naming file, key and the nearest valid name.
         """
-        settings = config.load(Path(file))
+        return cls.from_configuration(
+            config.load(Path(file)), backend=backend, log=log, secrets=secrets
+        )
+
+    @classmethod
+    def from_configuration(
+        cls,
+        settings: config.Configuration,
+        *,
+        backend: str | Backend | Callable[..., Any] | None = None,
+        log: str | os.PathLike[str] | Log | None = None,
+        secrets: Callable[[str], str | None] | None = None,
+    ) -> Guard:
+        """Build a guard from a configuration that was loaded before; arguments win over it.
+
+        Raises:
+            ConfigError: neither the file nor `backend` names a backend.
+        """
         chosen = backend if backend is not None else settings.backend
         if chosen is None:
             raise ConfigError(
@@ -104,7 +121,7 @@ class Guard:
             log if log is not None else settings.log,
             sampling=settings.sampling,
             secrets=secrets,
-            options=settings.options if backend is None else {},
+            options=settings.options if chosen == settings.backend else {},
         )
 
     def chat(

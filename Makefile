@@ -1,0 +1,56 @@
+# Everything a fresh machine needs: Python 3.11+, a C++17 compiler, make. `make demo` and `make test` do the rest.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := pyproject.toml constraints.txt $(wildcard kernels/CMakeLists.txt kernels/src/*)
+
+.PHONY: demo test check format lint types bench verify-math clean
+
+demo: $(VENV)/.local
+	$(BIN)/isonomy demo
+
+test: $(VENV)/.dev
+	$(BIN)/pytest
+
+check: $(VENV)/.dev lint types
+	$(BIN)/pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+# All 2^32 inputs of each correctly rounded function against MPFR; about half an hour on two cores.
+verify-math:
+	cmake -S kernels/verify -B build/verify -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/verify --parallel
+	build/verify/verify-math
+
+# Stamps: a changed dependency or C++ source installs anew.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: $(SOURCES) | $(BIN)/pip
+	@echo "Installing into $(VENV) (the first time takes about a minute) ..."
+	$(PIP) -e '.[local]'
+	@touch $@
+
+$(VENV)/.dev: $(SOURCES) | $(BIN)/pip
+	@echo "Installing into $(VENV) with everything that the tests use ..."
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.local
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,107 @@
+"""The command line ``isonomy``.
+
+Results go to standard output, diagnostics (structlog) and errors to standard error. Output is rich on
+a terminal and plain when piped; ``--json`` gives one JSON value. Exit status 2 means that the command
+could not do its work, whatever else a command's statuses mean.
+
+Commands import what they need when they run, so that ``isonomy --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+COMMANDS = {
+    "chat": "chat",
+    "demo": "demo",
+    "explain": "explain",
+    "log": "inspect",
+    "plugins": "plugins",
+    "replay": "replay",
+    "sql": "inspect",
+    "verify": "verify",
+}
+"""Where each command lives: its module in this package."""
+
+HELP = {
+    "chat": "Ask the model one question, guarded and recorded.",
+    "demo": "See everything at work: guarded calls, the log, replay, tampering found.",
+    "explain": "Tell the whole story of a call.",
+    "log": "List recent calls, a line each.",
+    "plugins": "Show which plugins are there, and where they come from.",
+    "replay": "Re-execute a call and compare every bit.",
+    "sql": "Ask the log a question in SQL.",
+    "verify": "Check the integrity of a log.",
+}
+
+
+class _Commands(click.Group):
+    """A group whose commands are imported when they are run; help needs their names only."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f"{__name__}.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, HELP[name]) for name in COMMANDS])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in self.list_commands(ctx):
+            from isonomy.sdk.registry import nearest
+
+            raise click.UsageError(
+                f"there is no command {args[0]!r}.{nearest(args[0], COMMANDS)}", ctx
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="isonomy", prog_name="isonomy")
+def cli() -> None:
+    """Guard any LLM call, log it to DuckDB, replay it bit for bit."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every expected error becomes one clear sentence and exit status 2."""
+    import logging
+
+    from isonomy.sdk.errors import IsonomyError
+
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        cli.main(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="isonomy",
+            standalone_mode=False,
+        )
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        click.echo("aborted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except IsonomyError as error:
+        from isonomy.replay import safe_text
+
+        click.echo(f"isonomy: {type(error).__name__}: {safe_text(str(error))}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away; there is nobody to complain to
+        sys.exit(141)

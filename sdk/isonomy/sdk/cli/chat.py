@@ -1,0 +1,71 @@
+"""``isonomy chat``: one guarded call."""
+
+from __future__ import annotations
+
+import click
+import msgspec
+
+from .output import json_option, log_directory, log_option, write_json
+
+
+@click.command("chat")
+@click.argument("text")
+@click.option("--backend", metavar="SPEC", help="local:demo, local:/path, openai:MODEL.")
+@click.option("--config", metavar="FILE", help="A configuration file with backend, log, policy.")
+@log_option
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the sampling.")
+@click.option("--temperature", type=click.FloatRange(0.0, 100.0), help="0 takes the likeliest token.")
+@click.option("--max-tokens", type=click.IntRange(1), help="The most tokens of an answer.")
+@json_option
+def chat_command(
+    text: str,
+    backend: str | None,
+    config: str | None,
+    log: str | None,
+    seed: int | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    as_json: bool,
+) -> None:
+    """Ask the model TEXT, guarded by the policy of --config, and record the call.
+
+    Without --config there is no policy: the answer is recorded but nothing judges it.
+    """
+    import sys
+
+    from isonomy.replay import safe_text
+    from isonomy.sdk import Guard, Sampling
+    from isonomy.sdk.config import load
+
+    sampling = Sampling(seed=seed, temperature=temperature, max_tokens=max_tokens)
+    if config is None:
+        guard = Guard(backend or "local:demo", log=log_directory(log))
+    else:
+        given = load(config)
+        guard = Guard.from_configuration(
+            given,
+            backend=backend or given.backend or "local:demo",
+            log=log or given.log or log_directory(None),
+        )
+    with guard:
+        reply = guard.chat(text, sampling=sampling)
+    if as_json:
+        write_json(
+            {
+                "call_id": reply.call_id,
+                "text": reply.text,
+                "verdict": reply.verdict,
+                "check": reply.check,
+                "reason": reply.reason,
+                "finish_reason": reply.finish_reason,
+                "usage": msgspec.to_builtins(reply.usage),
+            }
+        )
+        return
+    click.echo(safe_text(reply.text, keep_newlines=True) if sys.stdout.isatty() else reply.text)
+    note = f"[{reply.verdict}"
+    if reply.check:
+        note += f" by {reply.check}"
+    if reply.reason:
+        note += f": {reply.reason}"
+    click.echo(f"{safe_text(note)}] call {reply.call_id}", err=True)
