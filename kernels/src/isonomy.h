@@ -1,0 +1,129 @@
+// The C ABI of Isonomy's deterministic kernels (see ../NUMERICS.md for the bits, ../README.md for building).
+//
+// Contract: every function returns ISO_OK or an error code and never aborts; iso_last_error() then holds a sentence, for
+// the calling thread. Pointers are to C-contiguous arrays; sizes are in elements. Results depend on the arguments only:
+// never on threads, instruction set, batch or chunk size. Functions may be called from any thread; one session must not
+// be used by two threads at once.
+#ifndef ISONOMY_H
+#define ISONOMY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define ISO_ABI 1
+#define ISO_NUMERICS_VERSION 1
+
+#if defined(__GNUC__)
+#define ISO_API __attribute__((visibility("default")))
+#else
+#define ISO_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    ISO_OK = 0,
+    ISO_BAD_ARGUMENT = 1,   // a size, an index or a parameter out of its range
+    ISO_NO_MEMORY = 2,
+    ISO_UNSUPPORTED = 3,    // an instruction set or an operation that is not there
+    ISO_NON_FINITE = 4,     // iso_error_layer() says where
+    ISO_CAPACITY = 5,       // a session's cache is full
+    ISO_INTERNAL = 6,
+};
+
+enum { ISO_F32 = 0, ISO_BF16 = 1 };                                    // storage of weights
+enum { ISO_SILU = 0, ISO_GELU_ERF = 1, ISO_GELU_TANH = 2 };            // activations
+enum { ISO_EXP = 0, ISO_LOG = 1, ISO_TANH = 2, ISO_ERF = 3, ISO_FN_SILU = 4, ISO_FN_GELU_ERF = 5, ISO_FN_GELU_TANH = 6 };
+enum { ISO_ADD = 0, ISO_MUL = 1 };
+enum { ISO_LAYER_EMBEDDING = -1, ISO_LAYER_OUTPUT = -2, ISO_LAYER_NONE = -3 };
+
+// ---- state of the library ----
+ISO_API int iso_abi(void);
+ISO_API int iso_numerics_version(void);
+ISO_API const char* iso_compiler(void);
+ISO_API const char* iso_last_error(void);  // of this thread; "" when there was none
+ISO_API int iso_error_layer(void);         // of this thread's last ISO_NON_FINITE
+ISO_API const char* iso_isas(void);        // built in and runnable here, best last, separated by commas
+ISO_API const char* iso_isas_built(void);
+ISO_API const char* iso_isa(void);         // the one in use
+ISO_API int iso_set_isa(const char* name); // process-wide; changes speed, never bits
+ISO_API int iso_threads(void);
+ISO_API int iso_set_threads(int threads);  // 1 .. 1024, the caller included
+
+// ---- operations ----
+ISO_API int iso_function(int function, const float* x, float* y, size_t n);
+ISO_API int iso_binary(int operation, const float* a, const float* b, float* y, size_t n);
+ISO_API int iso_softmax(const float* x, float* y, size_t rows, size_t n);
+ISO_API int iso_row_sum(const float* x, float* y, size_t rows, size_t n);
+ISO_API int iso_rms_norm(const float* x, const float* w, float* y, size_t rows, size_t n, double eps, int unit_offset);
+ISO_API int iso_layer_norm(const float* x, const float* w, const float* b, float* y, size_t rows, size_t n, double eps);
+ISO_API int iso_embedding(const int32_t* ids, size_t rows, const void* table, int storage, size_t vocab, size_t n, float* y);
+ISO_API int iso_rope_tables(const double* frequencies, size_t half, size_t positions, double attention_factor, float* cosines,
+                            float* sines);
+ISO_API int iso_rope(const float* x, const float* cosines, const float* sines, size_t half, size_t table_positions,
+                     const int32_t* positions, size_t rows, size_t heads, size_t head_dim, float* y);
+ISO_API int iso_attention(const float* q, const float* k, const float* v, const int32_t* positions, size_t rows, size_t keys,
+                          size_t heads, size_t kv_heads, size_t head_dim, double scale, int64_t window, double softcap,
+                          float* y);
+
+typedef struct iso_linear iso_linear;  // packed weights
+ISO_API int iso_linear_new(const void* w, int storage, size_t n, size_t k, const float* bias, iso_linear** out);
+ISO_API void iso_linear_free(iso_linear* linear);
+ISO_API int iso_linear_apply(const iso_linear* linear, const float* x, size_t rows, float* y);
+
+// ---- digests, randomness, sampling ----
+ISO_API int iso_blake3(const void* data, size_t bytes, uint8_t digest[32]);
+ISO_API int iso_step_digests(const float* logits, size_t rows, size_t n, uint8_t* digests);  // 32 bytes a row
+ISO_API int iso_philox(uint64_t key, const uint32_t counter[4], uint32_t out[4]);
+
+typedef struct {
+    double temperature, top_p, min_p, repetition_penalty;
+    uint64_t seed;
+    uint32_t candidate, position;
+    int64_t top_k;
+} iso_sampling;
+
+ISO_API int iso_sample(const float* logits, size_t n, const iso_sampling* parameters, const int32_t* history,
+                       size_t history_length, int32_t* token, float* logprob);
+ISO_API int iso_top_logprobs(const float* logits, size_t n, size_t count, int32_t* ids, float* logprobs);
+ISO_API int iso_logprobs(const float* logits, size_t rows, size_t n, const int32_t* ids, float* logprobs);
+
+// ---- decoder ----
+typedef struct {
+    int32_t vocab, hidden, layers, heads, kv_heads, head_dim, intermediate, rotary_dim, max_positions;
+    int32_t qkv_bias, o_bias, mlp_bias, qk_norm, tied, activation;
+    double rms_eps, scale, attention_factor;
+    const double* frequencies;  // rotary_dim / 2
+    const int32_t* windows;     // one a layer, 0: none
+} iso_decoder_config;
+
+enum {  // which tensor iso_decoder_load brings; layer is ignored for the first three
+    ISO_EMBED, ISO_FINAL_NORM, ISO_OUTPUT, ISO_INPUT_NORM, ISO_POST_NORM, ISO_Q, ISO_K, ISO_V, ISO_O, ISO_GATE, ISO_UP, ISO_DOWN,
+    ISO_Q_BIAS, ISO_K_BIAS, ISO_V_BIAS, ISO_O_BIAS, ISO_GATE_BIAS, ISO_UP_BIAS, ISO_DOWN_BIAS, ISO_Q_NORM, ISO_K_NORM,
+};
+
+typedef struct iso_decoder iso_decoder;
+typedef struct iso_session iso_session;
+ISO_API int iso_decoder_new(const iso_decoder_config* config, iso_decoder** out);
+ISO_API int iso_decoder_load(iso_decoder* decoder, int tensor, int layer, const void* data, int storage, size_t rows,
+                             size_t columns);
+ISO_API int iso_decoder_ready(iso_decoder* decoder);  // all tensors there? must precede sessions
+ISO_API void iso_decoder_free(iso_decoder* decoder);  // after its sessions
+ISO_API size_t iso_decoder_bytes(const iso_decoder* decoder);
+ISO_API int iso_session_new(iso_decoder* decoder, size_t capacity, iso_session** out);
+ISO_API void iso_session_free(iso_session* session);
+ISO_API size_t iso_session_length(const iso_session* session);
+ISO_API int iso_session_truncate(iso_session* session, size_t length);
+// logit_rows: 0 none, 1 the last token's, n all. After an error the session's length is what it was before the call.
+ISO_API int iso_session_feed(iso_session* session, const int32_t* tokens, size_t n, size_t logit_rows, float* logits);
+// Feed, digest and sample in one call; logits (vocab) may be NULL. parameters.position is ignored: it is the new length.
+ISO_API int iso_session_step(iso_session* session, const int32_t* tokens, size_t n, const iso_sampling* parameters,
+                             const int32_t* history, size_t history_length, int32_t* token, float* logprob,
+                             uint8_t digest[32], float* logits);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,249 @@
+// The C ABI of the single operations: arguments are checked, work is cut into tasks, leaf kernels of the table do it.
+#include <string.h>
+
+#include <string>
+
+#include "failure.hpp"
+#include "isonomy.h"
+#include "kernels.hpp"
+#include "memory.hpp"
+#include "pool.hpp"
+#include "weights.hpp"
+
+namespace {
+
+using namespace iso;
+
+// Elementwise work in pieces worth a task each.
+constexpr size_t PIECE = 8192;
+
+template <typename Body>
+void in_pieces(size_t n, const Body& body) {
+    parallel((n + PIECE - 1) / PIECE, [&](size_t i) {
+        const size_t begin = i * PIECE;
+        body(begin, n - begin < PIECE ? n - begin : PIECE);
+    });
+}
+
+template <typename Body>
+void in_rows(size_t rows, const Body& body) {
+    parallel(rows, grain_of(rows), MAX_THREADS, [&](size_t m, int) { body(m); });
+}
+
+void require_array(const void* p, size_t n) { require(p || !n, "an array is missing"); }
+
+}  // namespace
+
+struct iso_linear {
+    iso::Packed packed;
+    size_t n;
+};
+
+extern "C" {
+
+int iso_abi(void) { return ISO_ABI; }
+int iso_numerics_version(void) { return ISO_NUMERICS_VERSION; }
+int iso_threads(void) { return pool_threads(); }
+
+const char* iso_compiler(void) {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown";
+#endif
+}
+
+int iso_set_threads(int threads) {
+    return guarded([&] {
+        require(threads >= 1 && threads <= MAX_THREADS, "threads must be between 1 and 1024");
+        pool_set_threads(threads);
+    });
+}
+
+int iso_function(int function, const float* x, float* y, size_t n) {
+    return guarded([&] {
+        require(function >= ISO_EXP && function <= ISO_FN_GELU_TANH, "unknown function");
+        require_array(x, n), require_array(y, n);
+        const Kernels& k = kernels();
+        in_pieces(n, [&](size_t i, size_t count) { k.function(function, x + i, y + i, count); });
+    });
+}
+
+int iso_binary(int operation, const float* a, const float* b, float* y, size_t n) {
+    return guarded([&] {
+        require(operation == ISO_ADD || operation == ISO_MUL, "unknown operation");
+        require_array(a, n), require_array(b, n), require_array(y, n);
+        const Kernels& k = kernels();
+        const auto apply = operation == ISO_ADD ? k.add : k.mul;
+        in_pieces(n, [&](size_t i, size_t count) { apply(a + i, b + i, y + i, count); });
+    });
+}
+
+int iso_softmax(const float* x, float* y, size_t rows, size_t n) {
+    return guarded([&] {
+        require(n > 0, "softmax needs at least one column");
+        const Kernels& k = kernels();
+        in_rows(rows, [&](size_t m) { k.softmax(x + m * n, y + m * n, n); });
+    });
+}
+
+int iso_row_sum(const float* x, float* y, size_t rows, size_t n) {
+    return guarded([&] {
+        const Kernels& k = kernels();
+        in_rows(rows, [&](size_t m) { y[m] = k.row_sum(x + m * n, n); });
+    });
+}
+
+int iso_rms_norm(const float* x, const float* w, float* y, size_t rows, size_t n, double eps, int unit_offset) {
+    return guarded([&] {
+        require(n > 0, "a norm needs at least one column");
+        const Kernels& k = kernels();
+        in_rows(rows, [&](size_t m) { k.rms_norm(x + m * n, w, y + m * n, n, float(eps), unit_offset != 0); });
+    });
+}
+
+int iso_layer_norm(const float* x, const float* w, const float* b, float* y, size_t rows, size_t n, double eps) {
+    return guarded([&] {
+        require(n > 0, "a norm needs at least one column");
+        const Kernels& k = kernels();
+        in_rows(rows, [&](size_t m) { k.layer_norm(x + m * n, w, b, y + m * n, n, float(eps)); });
+    });
+}
+
+int iso_embedding(const int32_t* ids, size_t rows, const void* table, int storage, size_t vocab, size_t n, float* y) {
+    return guarded([&] {
+        require(storage == ISO_F32 || storage == ISO_BF16, "weights must be float32 or bfloat16");
+        for (size_t m = 0; m < rows; ++m)
+            if (ids[m] < 0 || size_t(ids[m]) >= vocab)
+                bad_argument("id " + std::to_string(ids[m]) + " is outside the table of " + std::to_string(vocab) + " rows");
+        for (size_t m = 0; m < rows; ++m) {
+            const size_t start = size_t(ids[m]) * n;
+            if (storage == ISO_F32)
+                memcpy(y + m * n, static_cast<const float*>(table) + start, n * sizeof(float));
+            else
+                kernels().widen(static_cast<const uint16_t*>(table) + start, y + m * n, n);
+        }
+    });
+}
+
+int iso_rope_tables(const double* frequencies, size_t half, size_t positions, double attention_factor, float* cosines,
+                    float* sines) {
+    return guarded([&] {
+        const Kernels& k = kernels();
+        in_rows(positions, [&](size_t p) {
+            k.rope_table(frequencies, half, int64_t(p), float(attention_factor), cosines + p * half, sines + p * half);
+        });
+    });
+}
+
+int iso_rope(const float* x, const float* cosines, const float* sines, size_t half, size_t table_positions,
+             const int32_t* positions, size_t rows, size_t heads, size_t head_dim, float* y) {
+    return guarded([&] {
+        require(2 * half <= head_dim, "the tables rotate more dimensions than a head has");
+        for (size_t m = 0; m < rows; ++m)
+            if (positions[m] < 0 || size_t(positions[m]) >= table_positions)
+                bad_argument("position " + std::to_string(positions[m]) + " is outside the tables of " +
+                             std::to_string(table_positions) + " positions");
+        const Kernels& k = kernels();
+        in_rows(rows, [&](size_t m) {
+            const size_t at = size_t(positions[m]) * half;
+            for (size_t h = 0; h < heads; ++h) {
+                const size_t i = (m * heads + h) * head_dim;
+                k.rope(x + i, cosines + at, sines + at, half, head_dim, y + i);
+            }
+        });
+    });
+}
+
+int iso_attention(const float* q, const float* k, const float* v, const int32_t* positions, size_t rows, size_t keys,
+                  size_t heads, size_t kv_heads, size_t head_dim, double scale, int64_t window, double softcap, float* y) {
+    return guarded([&] {
+        require(heads > 0 && kv_heads > 0 && heads % kv_heads == 0, "heads must be a positive multiple of kv_heads");
+        require(head_dim > 0 && keys > 0, "there must be at least one key, of at least one dimension");
+        require(window >= 0, "a window must not be negative (0: none)");
+        require(softcap >= 0, "a soft cap must not be negative (0: none)");
+        for (size_t m = 0; m < rows; ++m)
+            if (positions[m] < 0 || size_t(positions[m]) >= keys)
+                bad_argument("position " + std::to_string(positions[m]) + " is outside the " + std::to_string(keys) + " keys");
+        const Kernels& table = kernels();
+        // Rows of a tile meet each other's invisible keys as +0 * v (attention.cpp), which needs finite values.
+        if (!table.all_finite(v, keys * kv_heads * head_dim))
+            throw Failure{ISO_NON_FINITE, "attention: values hold NaN or infinity"};
+        const size_t room = panels_of(keys) * PANEL, panels = panels_of(head_dim);
+        Buffer<float> cached_keys(kv_heads * room * head_dim), cached_values(kv_heads * panels * room * PANEL);
+        for (size_t t = 0; t < keys; ++t)
+            for (size_t h = 0; h < kv_heads; ++h)
+                for (size_t d = 0; d < head_dim; ++d) {
+                    const size_t from = (t * kv_heads + h) * head_dim + d;
+                    cached_keys[(h * room + t / PANEL * PANEL) * head_dim + d * PANEL + t % PANEL] = k[from];
+                    cached_values[((h * panels + d / PANEL) * room + t) * PANEL + d % PANEL] = v[from];
+                }
+        AttentionCall call{};
+        call.q = q, call.keys = cached_keys.data(), call.values = cached_values.data(), call.out = y;
+        call.q_stride = call.out_stride = heads * head_dim;
+        call.positions = positions;
+        call.rows = rows, call.heads = heads, call.kv_heads = kv_heads, call.head_dim = head_dim, call.capacity = room;
+        call.scale = float(scale), call.softcap = float(softcap), call.window = window;
+        const size_t tiles = table.attention_tiles(rows, heads / kv_heads), each = table.attention_scratch(keys, head_dim);
+        const int slots = pool_threads();
+        Buffer<float> scratch(each * size_t(slots));
+        parallel(kv_heads * tiles, 1, slots, [&](size_t task, int slot) {
+            table.attention_tile(call, task / tiles, task % tiles, scratch.data() + each * size_t(slot));
+        });
+    });
+}
+
+int iso_linear_new(const void* w, int storage, size_t n, size_t k, const float* bias, iso_linear** out) {
+    return guarded([&] {
+        require(storage == ISO_F32 || storage == ISO_BF16, "weights must be float32 or bfloat16");
+        require(w && n > 0 && k > 0, "weights must have at least one row and one column");
+        auto* linear = new iso_linear{Packed(n, k, storage), n};
+        *out = linear;
+        try {
+            linear->packed.put(w, n, 0, 1, "the weight matrix");
+            if (bias) linear->packed.put_bias(bias, n, 0, 1, "the bias");
+        } catch (...) {
+            delete linear;
+            *out = nullptr;
+            throw;
+        }
+    });
+}
+
+void iso_linear_free(iso_linear* linear) { delete linear; }
+
+int iso_linear_apply(const iso_linear* linear, const float* x, size_t rows, float* y) {
+    return guarded([&] {
+        require(linear, "no packed weights");
+        if (!rows) return;
+        Buffer<float> packed_rows;
+        run_linear(linear->packed, x, rows, linear->n, packed_rows, STORE, 0, y, linear->n);
+    });
+}
+
+int iso_blake3(const void* data, size_t bytes, uint8_t digest[32]) {
+    return guarded([&] {
+        require_array(data, bytes);
+        kernels().blake3(static_cast<const uint8_t*>(data), bytes, digest);
+    });
+}
+
+int iso_step_digests(const float* logits, size_t rows, size_t n, uint8_t* digests) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "step digests are over little-endian floats: this processor needs a conversion here"
+#endif
+    return guarded([&] {
+        const Kernels& k = kernels();
+        parallel(rows, [&](size_t m) {
+            k.blake3(reinterpret_cast<const uint8_t*>(logits + m * n), n * sizeof(float), digests + 32 * m);
+        });
+    });
+}
+
+int iso_philox(uint64_t key, const uint32_t counter[4], uint32_t out[4]) {
+    return guarded([&] { kernels().philox(key, counter, out); });
+}
+
+}  // extern "C"

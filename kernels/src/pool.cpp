@@ -1,0 +1,169 @@
+// See pool.hpp. A region is published as (generation, next task) in one atomic word; taking tasks is a compare-exchange
+// on that word, so a worker that read a region's record while it was being replaced fails to take anything from it.
+#include "pool.hpp"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "failure.hpp"
+
+namespace iso {
+
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// Spinning this long (tens of microseconds) covers the gap between two regions of a forward pass; then a worker sleeps.
+constexpr int WORKER_SPINS = 2000;
+constexpr int CALLER_SPINS = 2000;
+constexpr uint64_t CLOSED = 0xFFFFFFFFu;  // as next task: nothing to take
+
+using Task = void (*)(void* context, size_t index, int slot);
+
+std::atomic<int> wanted_threads{0};
+
+class Pool {
+   public:
+    bool try_enter() { return !busy_.test_and_set(std::memory_order_acquire); }
+    void leave() { busy_.clear(std::memory_order_release); }
+
+    // By the one caller that entered; 0 < tasks < CLOSED.
+    void run(size_t tasks, size_t grain, int slots, Task task, void* context) {
+        start_workers(slots);
+        const uint64_t generation = (word_.load(std::memory_order_relaxed) >> 32) + 1;
+        word_.store(generation << 32 | CLOSED, std::memory_order_relaxed);
+        std::atomic_thread_fence(std::memory_order_release);  // pairs with the fence in work()
+        task_.store(task, std::memory_order_relaxed);
+        context_.store(context, std::memory_order_relaxed);
+        tasks_.store(tasks, std::memory_order_relaxed);
+        grain_.store(grain, std::memory_order_relaxed);
+        slots_.store(slots, std::memory_order_relaxed);
+        done_.store(0, std::memory_order_relaxed);
+        word_.store((generation + 1) << 32, std::memory_order_seq_cst);
+        if (sleepers_.load(std::memory_order_seq_cst)) {
+            { const std::lock_guard<std::mutex> lock(mutex_); }  // nobody is between his last look and his sleep
+            wake_.notify_all();
+        }
+        work(0);
+        for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins)
+            spins < CALLER_SPINS ? pause() : std::this_thread::yield();
+    }
+
+   private:
+    void start_workers(int slots) {
+        if (workers_ + 1 >= slots) return;
+        sigset_t everything, before;  // signals are for the application's own threads
+        sigfillset(&everything);
+        pthread_sigmask(SIG_SETMASK, &everything, &before);
+        try {
+            for (; workers_ + 1 < slots; ++workers_) std::thread([this, slot = workers_ + 1] { serve(slot); }).detach();
+        } catch (...) {
+            // The system gives no more threads: slower, same bits.
+        }
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    }
+
+    // Take and run grains of the present region until none is left.
+    void work(int slot) {
+        for (;;) {
+            uint64_t word = word_.load(std::memory_order_acquire);
+            const Task task = task_.load(std::memory_order_relaxed);
+            void* const context = context_.load(std::memory_order_relaxed);
+            const size_t tasks = tasks_.load(std::memory_order_relaxed), grain = grain_.load(std::memory_order_relaxed);
+            const int slots = slots_.load(std::memory_order_relaxed);
+            const size_t next = word & CLOSED;
+            if (next >= tasks || slot >= slots) return;
+            const size_t end = next + grain < tasks ? next + grain : tasks;
+            std::atomic_thread_fence(std::memory_order_acquire);
+            // Success proves that no region was published since the word was read: the record read belongs to it.
+            if (!word_.compare_exchange_strong(word, (word & ~CLOSED) | end, std::memory_order_acq_rel)) continue;
+            for (size_t i = next; i < end; ++i) task(context, i, slot);
+            done_.fetch_add(end - next, std::memory_order_release);
+        }
+    }
+
+    void serve(int slot) {
+        const CanonicalFloats canonical;
+        uint64_t seen = 0;
+        const auto generation = [this] { return word_.load(std::memory_order_seq_cst) >> 32; };
+        for (;;) {
+            const int spins = slot < wanted_threads.load(std::memory_order_relaxed) ? WORKER_SPINS : 0;
+            for (int i = 0; generation() == seen && i < spins; ++i) pause();
+            if (generation() == seen) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                sleepers_.fetch_add(1, std::memory_order_seq_cst);
+                wake_.wait(lock, [&] { return generation() != seen; });
+                sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+            }
+            seen = generation();
+            work(slot);
+        }
+    }
+
+    std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
+    int workers_ = 0;
+    alignas(64) std::atomic<uint64_t> word_{CLOSED};  // generation << 32 | next task
+    std::atomic<Task> task_{nullptr};
+    std::atomic<void*> context_{nullptr};
+    std::atomic<size_t> tasks_{0}, grain_{1};
+    std::atomic<int> slots_{0};
+    alignas(64) std::atomic<size_t> done_{0};
+    alignas(64) std::atomic<int> sleepers_{0};
+    std::mutex mutex_;
+    std::condition_variable wake_;
+};
+
+// Never freed: its workers sleep on it until the process ends.
+std::atomic<Pool*> the_pool{nullptr};
+
+Pool* pool() {
+    Pool* present = the_pool.load(std::memory_order_acquire);
+    if (present) return present;
+    Pool* fresh = new (std::nothrow) Pool();
+    if (!fresh) return nullptr;
+    if (the_pool.compare_exchange_strong(present, fresh, std::memory_order_acq_rel)) {
+        // A forked child has none of these threads: it leaves the pool behind, locks and all, and makes its own.
+        static const int registered = pthread_atfork(nullptr, nullptr, [] { the_pool.store(nullptr); });
+        (void)registered;
+        return fresh;
+    }
+    delete fresh;
+    return present;
+}
+
+}  // namespace
+
+int pool_threads() {
+    const int threads = wanted_threads.load(std::memory_order_relaxed);
+    if (threads) return threads;
+    const unsigned cores = std::thread::hardware_concurrency();
+    return cores ? int(cores < unsigned(MAX_THREADS) ? cores : unsigned(MAX_THREADS)) : 1;
+}
+
+void pool_set_threads(int threads) { wanted_threads.store(threads, std::memory_order_relaxed); }
+
+void pool_run(size_t tasks, size_t grain, int slots, Task task, void* context) {
+    const int threads = pool_threads();
+    if (slots > threads) slots = threads;
+    Pool* const workers = tasks > grain && slots > 1 && tasks < CLOSED ? pool() : nullptr;
+    if (!workers || !workers->try_enter()) {
+        for (size_t i = 0; i < tasks; ++i) task(context, i, 0);
+        return;
+    }
+    workers->run(tasks, grain, slots, task, context);
+    workers->leave();
+}
+
+}  // namespace iso

@@ -1,0 +1,67 @@
+// The micro-kernel that linear and attention share: one block's fma chains for a few rows and one panel of 32 outputs.
+//
+// Invariant: the chain of output (row, column) is c = +0; c = fma(x[row,k], w[k,column], c), k ascending; then it is added
+// once to total[row][column]. Rows and vectors only decide how many chains run side by side.
+#pragma once
+#include "simd.hpp"
+
+namespace iso::ISO_NS {
+
+enum { PANEL = 32, BLOCK = 256 };
+
+// x: [count][ROWS] (rows interleaved, so that a step reads ROWS neighbours), w: [count][PANEL], total: [ROWS][PANEL].
+template <int ROWS, int VECTORS, typename W>
+static inline void chains(const float* x, const W* w, size_t count, float* total) {
+    V c[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < VECTORS; ++v) c[r][v] = broadcast(0.0f);
+    for (size_t k = 0; k < count; ++k, x += ROWS, w += PANEL) {
+        V weights[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) weights[v] = load(w + v * LANES);
+#pragma GCC unroll 12
+        for (int r = 0; r < ROWS; ++r) {
+            const V row = broadcast(x[r]);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; ++v) c[r][v] = fma(row, weights[v], c[r][v]);
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int v = 0; v < VECTORS; ++v) {
+            float* t = total + r * PANEL + v * LANES;
+            store(t, load(t) + c[r][v]);
+        }
+}
+
+template <int ROWS, typename W>
+static inline void tile_rows(const float* x, const W* w, size_t count, float* total) {
+    // As many vectors at a time as the registers hold beside the rows' chains; a single row takes the whole panel.
+    constexpr int ALL = PANEL / LANES;
+    constexpr int VECTORS = ALL <= 2 ? ALL : (ROWS == 1 ? 4 : 2);
+    for (int v = 0; v < ALL; v += VECTORS) chains<ROWS, VECTORS, W>(x, w + v * LANES, count, total + v * LANES);
+}
+
+// One block (count <= BLOCK) for any number of rows up to TILE_ROWS.
+template <typename W>
+static inline void tile(int rows, const float* x, const W* w, size_t count, float* total) {
+    switch (rows) {
+        case 1: return tile_rows<1, W>(x, w, count, total);
+        case 2: return tile_rows<2, W>(x, w, count, total);
+        case 3: return tile_rows<3, W>(x, w, count, total);
+        case 4: return tile_rows<4, W>(x, w, count, total);
+    }
+    if constexpr (TILE_ROWS > 4) switch (rows) {
+        case 5: return tile_rows<5, W>(x, w, count, total);
+        case 6: return tile_rows<6, W>(x, w, count, total);
+    }
+    if constexpr (TILE_ROWS > 6) switch (rows) {
+        case 7: return tile_rows<7, W>(x, w, count, total);
+        case 8: return tile_rows<8, W>(x, w, count, total);
+        case 9: return tile_rows<9, W>(x, w, count, total);
+        case 10: return tile_rows<10, W>(x, w, count, total);
+        case 11: return tile_rows<11, W>(x, w, count, total);
+        case 12: return tile_rows<12, W>(x, w, count, total);
+    }
+}
+
+}  // namespace iso::ISO_NS
