@@ -1,0 +1,19 @@
+"""The built-in backend: ordinary checkpoints, run bit for bit the same everywhere.
+
+`Local` is all there is to use; see backends/README.md. The modules, each with one idea:
+
+- `config`: config.json to an architecture, every key accounted for
+- `weights`: safetensors, checked and hashed
+- `tokenizer`, `template`: messages to ids and back
+- `defaults`: generation_config.json and ranges of sampling
+- `checkpoint`: all of these loaded, with their digests
+- `text`, `steps`: whole characters, stop strings, the loop over steps
+- `shipped`: the demo model
+"""
+
+from __future__ import annotations
+
+from .backend import Local
+from .errors import DamagedModel, NonFinite, NotCovered, Tampered
+
+__all__ = ["DamagedModel", "Local", "NonFinite", "NotCovered", "Tampered"]
