@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     )
     from .journal import JournalLog, open_log
     from .reading import ReplayLog
+    from .replaying import Replayed, replay_call, replay_with_guard
     from .safe_text import printable, safe_text
+    from .separate import replay_separately
     from .stored import StoredCall, StoredRecord
     from .verification import Finding, Report
 
@@ -33,11 +35,15 @@ __all__ = [
     "NotALog",
     "QueryRefused",
     "ReplayLog",
+    "Replayed",
     "Report",
     "StoredCall",
     "StoredRecord",
     "open_log",
     "printable",
+    "replay_call",
+    "replay_separately",
+    "replay_with_guard",
     "safe_text",
 ]
 
@@ -51,11 +57,15 @@ _HOMES = {
     "NotALog": "errors",
     "QueryRefused": "errors",
     "ReplayLog": "reading",
+    "Replayed": "replaying",
     "Report": "verification",
     "StoredCall": "stored",
     "StoredRecord": "stored",
     "open_log": "journal",
     "printable": "safe_text",
+    "replay_call": "replaying",
+    "replay_separately": "separate",
+    "replay_with_guard": "replaying",
     "safe_text": "safe_text",
 }
 

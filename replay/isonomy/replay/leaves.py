@@ -14,7 +14,7 @@ those, only a checkpoint kept elsewhere helps.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .hashing import HASH_BYTES
@@ -51,6 +51,12 @@ class LeavesFile:
         data = data.ljust(HASH_BYTES * count, b"\x00")
         entries = (data[at : at + HASH_BYTES] for at in range(0, len(data), HASH_BYTES))
         return [None if entry == _ABSENT else entry for entry in entries]
+
+    def absent(self, last: int, *, batch: int = 4096) -> Iterator[int]:
+        """Yield the sequence numbers up to `last` for which the file has no entry."""
+        for first in range(1, last + 1, batch):
+            entries = self.read(first, min(batch, last + 1 - first))
+            yield from (first + at for at, entry in enumerate(entries) if entry is None)
 
     def fill(self, hashes: Iterable[tuple[int, bytes]]) -> None:
         """Complete absent entries and flush the file; those that are there stay, right or wrong."""

@@ -1,0 +1,187 @@
+"""Reading records out of the journal, and checking each against its own hashes.
+
+`read` gives the stored bytes as they are; `examine` re-derives from them everything that can be
+re-derived and says in words what does not fit. Nothing here raises because of what is stored:
+damage is a finding, not a failure.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from isonomy.sdk.events import Event
+from isonomy.sdk.records import Intent, Record, Result, header_of
+
+from .database import SHARED_SUBJECT
+from .hashing import SALT_BYTES, SHARED_SALT, LeafContent, address, commitment, leaf_hash
+
+_LEAF = msgspec.json.Decoder(LeafContent)
+_RECORD = msgspec.json.Decoder(Record)
+_EVENTS = msgspec.json.Decoder(tuple[Event, ...])
+
+Subjects = dict[Any, tuple[Any, Any]]
+"""Row of a subject: its name (`None` for shared content) and key."""
+
+
+class RawPayload(msgspec.Struct, frozen=True):
+    """A row of the journal's `payloads` with the content it points to; of any type where damaged."""
+
+    position: Any
+    content: Any
+    salt: Any
+    subject: Any
+    address: Any
+    body: Any
+
+
+class RawRecord(msgspec.Struct, frozen=True):
+    """A row of the journal's `records` with its payloads, as stored; of any type where damaged."""
+
+    sequence: int
+    call_id: Any
+    kind: Any
+    leaf: Any
+    leaf_hash: Any
+    payloads: list[RawPayload]
+
+
+class Examined(msgspec.Struct, frozen=True):
+    """A record after its examination.
+
+    `record` is `None` if the leaf can't be read. `payloads` holds the bodies whose commitment fits,
+    by name. `contents` holds their rows in `contents`, by name. `problems` is empty for an intact
+    record.
+    """
+
+    raw: RawRecord
+    record: Record | None
+    commitments: tuple[tuple[str, str], ...]
+    payloads: dict[str, bytes]
+    contents: dict[str, int]
+    problems: tuple[str, ...]
+
+    @property
+    def call_id(self) -> str:
+        """The call's id by the leaf, or by the column beside it where the leaf can't be read."""
+        return self.record.call_id if self.record is not None else str(self.raw.call_id)
+
+
+def subjects(connection: sqlite3.Connection) -> Subjects:
+    """Return all subjects with their keys."""
+    return {
+        row: (name, key)
+        for row, name, key in connection.execute("SELECT id, subject, key FROM subjects")
+    }
+
+
+def last_sequence(connection: sqlite3.Connection) -> int:
+    """Return the highest sequence number, 0 for an empty log."""
+    return int(connection.execute("SELECT coalesce(max(sequence), 0) FROM records").fetchone()[0])
+
+
+def read(
+    connection: sqlite3.Connection, first: int, last: int, *, batch: int = 500
+) -> Iterator[RawRecord]:
+    """Yield the records from `first` to `last`, both included, in sequence.
+
+    Raises `sqlite3.Error` where pages are damaged.
+    """
+    for start in range(first, last + 1, batch):
+        yield from _read_batch(connection, "BETWEEN ? AND ?", (start, min(start + batch - 1, last)))
+
+
+def read_call(connection: sqlite3.Connection, call_id: str) -> Iterator[RawRecord]:
+    """Yield the records of a call, in sequence."""
+    yield from _read_batch(
+        connection, "IN (SELECT sequence FROM records WHERE call_id = ?)", (call_id,)
+    )
+
+
+def _read_batch(
+    connection: sqlite3.Connection, which: str, parameters: tuple[Any, ...]
+) -> Iterator[RawRecord]:
+    payloads: dict[Any, list[RawPayload]] = {}
+    for sequence, *row in connection.execute(
+        "SELECT p.sequence, p.position, p.content, p.salt, c.subject, c.address, c.body"
+        f" FROM payloads p LEFT JOIN contents c ON c.id = p.content WHERE p.sequence {which}"
+        " ORDER BY p.sequence, p.position",
+        parameters,
+    ):
+        payloads.setdefault(sequence, []).append(RawPayload(*row))
+    for row in connection.execute(
+        f"SELECT sequence, call_id, kind, leaf, leaf_hash FROM records WHERE sequence {which}"
+        " ORDER BY sequence",
+        parameters,
+    ):
+        yield RawRecord(*row, payloads.get(row[0], []))
+
+
+def examine(raw: RawRecord, known: Subjects) -> Examined:
+    """Check a record against its hashes; `known` are the subjects of the journal."""
+    problems: list[str] = []
+    commitments: tuple[tuple[str, str], ...] = ()
+    record: Record | None = None
+    if not isinstance(raw.leaf, bytes):
+        problems.append("the leaf is not stored as bytes")
+    else:
+        if raw.leaf_hash != leaf_hash(raw.leaf):
+            problems.append("leaf and leaf hash don't fit")
+        try:
+            content = _LEAF.decode(raw.leaf)
+            commitments = tuple((entry.name, entry.commitment) for entry in content.payloads)
+            record = _RECORD.decode(content.record)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            problems.append(f"the leaf can't be read ({error})")
+    if record is not None:
+        if raw.call_id != record.call_id:
+            problems.append("the column call_id differs from the leaf")
+        if raw.kind != record.__struct_config__.tag:
+            problems.append("the column kind differs from the leaf")
+    bodies: dict[str, bytes] = {}
+    contents: dict[str, int] = {}
+    stored = {payload.position: payload for payload in raw.payloads}
+    for position, (name, expected) in enumerate(commitments):
+        payload = stored.pop(position, None)
+        if payload is None:
+            problems.append(f"payload {name} is missing")
+            continue
+        problem = _payload_problem(payload, expected, record, known)
+        if problem is None:
+            bodies[name] = payload.body
+            contents[name] = payload.content
+        else:
+            problems.append(f"payload {name}: {problem}")
+    problems.extend(f"a payload at position {position} is not in the leaf" for position in stored)
+    if isinstance(record, Intent | Result) and "events" in bodies:
+        try:
+            headers = tuple(header_of(event) for event in _EVENTS.decode(bodies["events"]))
+            if headers != record.events:
+                problems.append("the record's events are not those of its payload events")
+        except msgspec.MsgspecError as error:
+            problems.append(f"payload events can't be read ({error})")
+    return Examined(raw, record, commitments, bodies, contents, tuple(problems))
+
+
+def _payload_problem(
+    payload: RawPayload, expected: str, record: Record | None, known: Subjects
+) -> str | None:
+    if not isinstance(payload.body, bytes):
+        return "its content is missing" if payload.body is None else "it is not stored as bytes"
+    if not isinstance(payload.salt, bytes) or len(payload.salt) != SALT_BYTES:
+        return "its salt is damaged"
+    if commitment(payload.salt, payload.body) != expected:
+        return "content or salt does not fit its commitment"
+    if (payload.salt == SHARED_SALT) != (payload.subject == SHARED_SUBJECT):
+        return "it is stored under the wrong subject"
+    subject, key = known.get(payload.subject, (None, None))
+    if not isinstance(key, bytes):
+        return "the key of its subject is missing"
+    if payload.subject != SHARED_SUBJECT and record is not None and subject != record.subject:
+        return "it is stored under the wrong subject"
+    if payload.address != address(key, payload.body):
+        return "its address does not fit content and subject key"
+    return None

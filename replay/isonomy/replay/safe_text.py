@@ -1,0 +1,59 @@
+"""Text from a log, made safe to print.
+
+What a log holds was written by strangers: users, models, documents. Printed as it is, it could move
+the cursor, retitle the terminal, hide words behind bidirectional controls, or style itself with
+Rich markup.
+
+`printable` keeps letters and marks of every script, newline excepted only where asked for, and
+spells out everything that is not visible: control characters (C0, C1, DEL), format characters
+(bidirectional controls and isolates, zero-width characters, soft hyphen, tags), line and paragraph
+separators, private use, unassigned and surrogates, as ``\\x1b``, ``\\u202e`` or ``\\U000e0041``,
+the way Python writes them. A backslash stays one, so the result is for reading, not for parsing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_PLAIN = re.compile(r"[ -~]*")
+_MARKUP = re.compile(r"(\\*)(\[[a-zA-Z/@#][^\[]*?])")
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    if number <= 0xFF:
+        return f"\\x{number:02x}"
+    return f"\\u{number:04x}" if number <= 0xFFFF else f"\\U{number:08x}"
+
+
+def printable(text: str, *, newlines: bool = False) -> str:
+    """Return `text` with everything invisible spelled out.
+
+    Args:
+        text: anything, lone surrogates included.
+        newlines: keep line feeds and tabs (a carriage return never is).
+    """
+    if _PLAIN.fullmatch(text):
+        return text
+    kept = "\n\t" if newlines else ""
+    return "".join(
+        character
+        if character in kept or unicodedata.category(character) not in _HIDDEN
+        else _escaped(character)
+        for character in text
+    )
+
+
+def safe_text(text: str, *, newlines: bool = False) -> str:
+    """Return `printable(text)` with Rich markup escaped: what may be handed to Rich's `print`.
+
+    Follows `rich.markup.escape` (a tag's bracket gets a backslash, backslashes before it are
+    doubled, and so are those at the end, which would escape a tag appended later).
+    """
+    escaped = _MARKUP.sub(
+        lambda match: match[1] * 2 + "\\" + match[2], printable(text, newlines=newlines)
+    )
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return escaped + "\\" if trailing % 2 else escaped
