@@ -1,8 +1,9 @@
 """Comparing a recorded call with its replay: equal, or where they first differ.
 
-Events are compared in sequence, whole, apart from durations and other evidence that must not matter.
-Of two generations that differ, the first token step is named at which token, log-probability or the
-digest of the logits differ, with both values. There is no tolerance anywhere.
+Events are compared in sequence, whole, apart from durations and other evidence that must not
+matter. Of two generations that differ, the first token step is named at which token,
+log-probability or the digest of the logits differ, with both values. There is no tolerance
+anywhere.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ DIGEST_BYTES = 32
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """Where a replay first differs from its record.
 
-    `event` is the event's sequence number (`None`: outside the events), `where` the field, `step` the
-    token step within a generation, counted from 0.
+    `event` is the event's sequence number (`None`: outside the events), `where` the field, `step`
+    the token step within a generation, counted from 0.
     """
 
     event: int | None
@@ -44,7 +45,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
             place += f", check {self.check})" if self.check else ")"
         step = f", token step {self.step}" if self.step is not None else ""
         head = f"{place}{step}: " if place else ""
-        return f"{head}{self.where}: recorded {_short(self.recorded)}, replayed {_short(self.replayed)}"
+        old, new = _short(self.recorded), _short(self.replayed)
+        return f"{head}{self.where}: recorded {old}, replayed {new}"
 
 
 def _short(value: Any) -> str:

@@ -1,9 +1,9 @@
 """The recorded world: hands back what a call took from outside, in the order in which it took it.
 
-`Playback` is a `World` like `isonomy.sdk.trail.Live`, so that a replay runs the very pipeline of the
-live call. Effects, secrets and the answers of remote models come from the record; a deterministic
-backend, where one is given, answers anew. What is asked for in another order, or not in the record
-at all, stops the replay with the check's name: it never goes live quietly.
+`Playback` is a `World` like `isonomy.sdk.trail.Live`, so that a replay runs the very pipeline of
+the live call. Effects, secrets and the answers of remote models come from the record; a
+deterministic backend, where one is given, answers anew. What is asked for in another order, or not
+in the record at all, stops the replay with the check's name: it never goes live quietly.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Playback:
         """Hand back the next recorded effect, which must be the one asked for."""
         if not self._effects:
             raise self._stop(
-                f"check {event.check!r} asked for {event.kind} {event.name!r}, and the record holds no "
-                "further effect. The check behaves otherwise than when it was recorded.",
+                f"check {event.check!r} asked for {event.kind} {event.name!r}, and the record "
+                "holds no further effect. The check behaves otherwise than when it was recorded.",
                 event.check,
             )
         recorded = self._effects[0]

@@ -40,7 +40,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     verdict: VerdictName
     check: str | None
     reason: str | None
-    content: tuple[Part, ...]
+    output: Output
     finish_reason: str | None
     usage: Usage
     events: tuple[Event, ...]
@@ -151,7 +151,7 @@ async def perform(
         verdict=standing.verdict,
         check=standing.check,
         reason=standing.reason,
-        content=content_out,
+        output=output,
         finish_reason=finish,
         usage=usage,
         events=tuple(trail.events),

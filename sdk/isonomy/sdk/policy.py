@@ -8,7 +8,7 @@ its qualified name and can be asked again only by that application.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -113,16 +113,25 @@ class Policy:
 
     @classmethod
     def from_table(
-        cls, table: Mapping[str, Any], *, file: str | None = None, plugins: Iterable[str] = ()
+        cls,
+        table: Mapping[str, Any],
+        *,
+        file: str | None = None,
+        trusted: Collection[str] | None = None,
     ) -> Policy:
         """Build a policy from a ``[policy]`` table.
+
+        Args:
+            table: the decoded table; it is recorded as it is.
+            file: shown in errors.
+            trusted: packages whose entry points may be imported; all, unless given.
 
         Raises:
             ConfigError: naming file, key and the nearest valid name.
         """
         settings = decode(table, PolicyTable, file=file, key="policy")
         try:
-            registry = Registry((*settings.plugins, *plugins))
+            registry = Registry(settings.plugins, trusted=trusted)
         except PluginError as error:
             raise ConfigError(str(error), file=file, key="policy.plugins") from error
         checks = [

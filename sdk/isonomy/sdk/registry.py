@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -61,9 +61,18 @@ def _installed(kind: str) -> Mapping[str, EntryPoint]:
 
 
 class Registry:
-    """Names of checks and backends: those of installed packages plus those of `modules`."""
+    """Names of checks and backends: those of installed packages plus those of `modules`.
 
-    def __init__(self, modules: Iterable[str] = ()) -> None:
+    Args:
+        modules: plugin modules to import now. trusted: top-level packages whose entry points may be
+        imported, besides Isonomy's own; `None`
+            trusts every installed package. A replay passes what its user allowed.
+    """
+
+    def __init__(
+        self, modules: Iterable[str] = (), *, trusted: Collection[str] | None = None
+    ) -> None:
+        self._trusted = trusted
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Registration)
         self.modules = tuple(dict.fromkeys(modules))
@@ -117,6 +126,13 @@ class Registry:
         if point is None:
             raise PluginError(
                 f"there is no {kind} named {name!r}.{nearest(name, self.names(kind))}", plugin=name
+            )
+        package = point.module.partition(".")[0]
+        if self._trusted is not None and package not in {"isonomy", *self._trusted}:
+            raise PluginError(
+                f"the {kind} {name!r} is of the package {package!r}, which is not trusted here. If "
+                f"you trust it, pass --plugins {package}.",
+                plugin=name,
             )
         try:
             return point.load()

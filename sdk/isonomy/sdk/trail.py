@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from .canonical import canonical
-from .errors import BackendError, PluginError
+from .errors import BackendError, IsonomyError, PluginError
 from .events import BackendFailed, Effect, Event, Failed, Generated
 from .generation import Backend, Generation, Request, Sampling
 from .vocabulary import Message
@@ -96,18 +96,34 @@ class Live:
         return value
 
     def generate(self, request: Request) -> Generation:
-        """Ask the backend."""
-        return self._backend.generate(request)
+        """Ask the backend; whatever it raises becomes a `BackendError`."""
+        try:
+            return self._backend.generate(request)
+        except IsonomyError:
+            raise
+        except Exception as error:
+            raise _wrapped(error, self._backend) from error
 
     async def agenerate(self, request: Request) -> Generation:
         """Ask the backend without blocking the loop."""
-        return await self._backend.agenerate(request)
+        try:
+            return await self._backend.agenerate(request)
+        except IsonomyError:
+            raise
+        except Exception as error:
+            raise _wrapped(error, self._backend) from error
 
     def foretold(
         self, *, stage: str, check: str, target: str, round: int
     ) -> tuple[Effect | Failed, ...]:
         """Return nothing: the future is open."""
         return ()
+
+
+def _wrapped(error: Exception, backend: Backend) -> BackendError:
+    return BackendError(
+        f"the backend raised {type(error).__name__}: {error}", backend=backend.identity().spec
+    )
 
 
 def _timed(event: Effect, value: Any, error: tuple[str, str] | None, started: int) -> Effect:

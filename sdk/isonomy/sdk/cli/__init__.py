@@ -1,8 +1,8 @@
 """The command line ``isonomy``.
 
-Results go to standard output, diagnostics (structlog) and errors to standard error. Output is rich on
-a terminal and plain when piped; ``--json`` gives one JSON value. Exit status 2 means that the command
-could not do its work, whatever else a command's statuses mean.
+Results go to standard output, diagnostics (structlog) and errors to standard error. Output is rich
+on a terminal and plain when piped; ``--json`` gives one JSON value. Exit status 2 means that the
+command could not do its work, whatever else a command's statuses mean.
 
 Commands import what they need when they run, so that ``isonomy --help`` answers at once.
 """
@@ -98,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except IsonomyError as error:
-        from isonomy.replay import safe_text
+        from isonomy.replay import printable
 
-        click.echo(f"isonomy: {type(error).__name__}: {safe_text(str(error))}", err=True)
+        click.echo(f"isonomy: {type(error).__name__}: {printable(str(error))}", err=True)
         sys.exit(2)
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away; there is nobody to complain to

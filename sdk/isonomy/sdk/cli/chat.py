@@ -14,7 +14,9 @@ from .output import json_option, log_directory, log_option, write_json
 @click.option("--config", metavar="FILE", help="A configuration file with backend, log, policy.")
 @log_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the sampling.")
-@click.option("--temperature", type=click.FloatRange(0.0, 100.0), help="0 takes the likeliest token.")
+@click.option(
+    "--temperature", type=click.FloatRange(0.0, 100.0), help="0 takes the likeliest token."
+)
 @click.option("--max-tokens", type=click.IntRange(1), help="The most tokens of an answer.")
 @json_option
 def chat_command(
@@ -33,7 +35,7 @@ def chat_command(
     """
     import sys
 
-    from isonomy.replay import safe_text
+    from isonomy.replay import printable
     from isonomy.sdk import Guard, Sampling
     from isonomy.sdk.config import load
 
@@ -62,10 +64,10 @@ def chat_command(
             }
         )
         return
-    click.echo(safe_text(reply.text, keep_newlines=True) if sys.stdout.isatty() else reply.text)
+    click.echo(printable(reply.text, newlines=True) if sys.stdout.isatty() else reply.text)
     note = f"[{reply.verdict}"
     if reply.check:
         note += f" by {reply.check}"
     if reply.reason:
         note += f": {reply.reason}"
-    click.echo(f"{safe_text(note)}] call {reply.call_id}", err=True)
+    click.echo(f"{printable(note)}] call {reply.call_id}", err=True)

@@ -1,7 +1,7 @@
 """What the commands share: options, and writing text that came from a log without letting it act.
 
-Everything that may hold a user's or a model's text goes through `safe_text` before it is printed, so
-that terminal escapes, Rich markup and bidirectional controls in a log stay visible text.
+Everything that may hold a user's or a model's text goes through `printable` before it is printed,
+so that terminal escapes, Rich markup and bidirectional controls in a log stay visible text.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def _plain(value: Any) -> Any:
 
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table: framed on a terminal; tab-separated with a header line when piped."""
-    from isonomy.replay import safe_text
+    from isonomy.replay import printable
 
-    cells = [["" if cell is None else safe_text(_cell(cell)) for cell in row] for row in rows]
+    cells = [["" if cell is None else printable(_cell(cell)) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        click.echo("\t".join(safe_text(name) for name in columns))
+        click.echo("\t".join(printable(name) for name in columns))
         for row in cells:
             click.echo("\t".join(row))
         return
@@ -70,7 +70,7 @@ def write_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD)
     for name in columns:
-        table.add_column(Text(safe_text(name)), overflow="fold")
+        table.add_column(Text(printable(name)), overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
     console().print(table)

@@ -1,0 +1,340 @@
+"""Replaying a recorded call: perform it again in the recorded world, and compare every event.
+
+What is needed and not there makes the replay refuse, and say what is missing: an unfinished call, a
+damaged record, a model that is gone or is another one, a check whose code or settings changed, a
+check that only the application can provide. A replay never goes live quietly, and it never papers
+over a difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from isonomy.sdk import Backend, IsonomyError, MissingExtra, Request
+from isonomy.sdk.asking import Blocking, drive
+from isonomy.sdk.config import open_backend
+from isonomy.sdk.events import BackendFailed, Generated
+from isonomy.sdk.generation import Identity
+from isonomy.sdk.performing import Performance, perform
+from isonomy.sdk.policy import Policy
+from isonomy.sdk.records import CheckIdentity, Intent, Output, Result
+from isonomy.sdk.trail import Trail
+from isonomy.sdk.vocabulary import Call
+from isonomy.sdk.workers import Workers
+
+from .comparison import Difference, first_difference
+from .playback import Playback
+from .stored import StoredCall
+
+if TYPE_CHECKING:
+    from isonomy.sdk import Guard
+
+Status = Literal["verified", "diverged", "refused"]
+EXIT_STATUS: dict[Status, int] = {"verified": 0, "diverged": 1, "refused": 2}
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replay came to.
+
+    `events` were compared, among them `generations`, of which `reexecuted` were generated anew, bit
+    for bit, over `steps` token steps; the others are recorded answers that stood in for a model
+    that can't be asked again (`stand_ins`). `difference` is the first difference of a diverged
+    replay, `reason` why a replay was refused or stopped.
+    """
+
+    call_id: str
+    status: Status
+    events: int = 0
+    generations: int = 0
+    reexecuted: int = 0
+    stand_ins: int = 0
+    steps: int = 0
+    difference: Difference | None = None
+    reason: str | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """0 verified, 1 diverged, 2 refused."""
+        return EXIT_STATUS[self.status]
+
+    def sentence(self) -> str:
+        """Return the result in one line."""
+        if self.status == "refused":
+            return f"refused: {self.reason}"
+        if self.status == "diverged":
+            found = self.difference.sentence() if self.difference else self.reason
+            return f"diverged: {found}"
+        told = f"verified: {self.events} events equal"
+        if self.reexecuted:
+            told += f"; {self.reexecuted} generations re-executed"
+            told += f", {self.steps} token steps bit for bit"
+        if self.stand_ins:
+            told += f"; {self.stand_ins} recorded answers stood in for the remote model"
+        return told
+
+
+class Refusal(Exception):
+    """Something that the replay needs is not there."""
+
+
+def replay_call(
+    stored: StoredCall,
+    *,
+    plugins: Collection[str] = (),
+    guard: Guard | None = None,
+) -> Replayed:
+    """Replay a stored call in this process.
+
+    Args:
+        stored: the call as read from a log.
+        plugins: modules whose checks and backends may be imported, besides Isonomy's own.
+        guard: whose policy and backend to use, callables included, instead of building them from
+            the record.
+    """
+    try:
+        intent, result = _complete(stored)
+        policy = guard.policy if guard is not None else _policy_of(stored, plugins)
+        _require_same_checks(intent, policy)
+        if not intent.identity.deterministic:
+            return _perform(stored, intent, result, policy, None)
+        if not any(isinstance(event, Generated | BackendFailed) for event in stored.events):
+            return _perform(stored, intent, result, policy, None)
+        if guard is not None:
+            _require_same_model(intent.identity, guard.backend.identity())
+            return _perform(stored, intent, result, policy, guard.backend)
+        backend = _backend_of(intent.identity, plugins)
+        try:
+            return _perform(stored, intent, result, policy, backend)
+        finally:
+            backend.close()
+    except Refusal as refusal:
+        return Replayed(call_id=stored.call_id, status="refused", reason=str(refusal))
+
+
+def _complete(stored: StoredCall) -> tuple[Intent, Result]:
+    if stored.damage:
+        raise Refusal(
+            f"the record is damaged: {stored.damage[0]}. Run isonomy verify for the whole list."
+        )
+    intent, result = stored.intent, stored.result
+    if intent is None:
+        raise Refusal("the call has no intent record; it ended before the model was asked.")
+    if result is None:
+        raise Refusal(
+            "the call has no result record; its process ended in the middle. There is nothing to "
+            "compare with."
+        )
+    return intent, result
+
+
+def _policy_of(stored: StoredCall, plugins: Collection[str]) -> Policy:
+    """Build the recorded policy from names alone, importing only what is allowed."""
+    assert stored.intent is not None
+    own = [check.id for check in stored.intent.checks if check.kind == "callable"]
+    if own:
+        raise Refusal(
+            f"the check {own[0]!r} is code of the application, which can't be found by name. "
+            "Replay the call where it lives: guard.replay(call_id)."
+        )
+    assert stored.policy is not None
+    table: dict[str, Any] = msgspec.json.decode(stored.policy)
+    wanted = [name for name in table.get("plugins", ()) if name not in plugins]
+    if wanted:
+        raise Refusal(
+            f"the policy loads the plugin module {wanted[0]!r}, and a log may not decide what is "
+            f"imported. If you trust it, pass --plugins {wanted[0]}."
+        )
+    try:
+        return Policy.from_table(table, trusted=plugins)
+    except MissingExtra as error:
+        raise Refusal(str(error)) from error
+    except IsonomyError as error:
+        raise Refusal(f"the recorded policy can't be built here: {error}") from error
+
+
+def _require_same_checks(intent: Intent, policy: Policy) -> None:
+    if len(intent.checks) != len(policy.identities):
+        raise Refusal(
+            f"the call was judged by {len(intent.checks)} checks, and this policy has "
+            f"{len(policy.identities)}. Replay with the policy of the call."
+        )
+    for recorded, present in zip(intent.checks, policy.identities, strict=True):
+        changed = _changed(recorded, present)
+        if changed:
+            raise Refusal(
+                f"the check {recorded.id!r} is not the one that judged: its {changed} differs "
+                f"(recorded {getattr(recorded, changed)!r}, here {getattr(present, changed)!r}). "
+                "Install the version that is named in the record."
+            )
+    if policy.digest != intent.policy_digest:
+        raise Refusal(
+            f"this policy is not the recorded one: its digest is {policy.digest}, recorded "
+            f"{intent.policy_digest}. Replay with the policy of the call."
+        )
+
+
+def _changed(recorded: CheckIdentity, present: CheckIdentity) -> str | None:
+    for name in ("id", "use", "stages", "order", "settings", "code"):
+        if getattr(recorded, name) != getattr(present, name):
+            return name
+    return None
+
+
+def _backend_of(identity: Identity, plugins: Collection[str]) -> Backend:
+    from isonomy.sdk.registry import Registry
+
+    try:
+        backend = open_backend(identity.spec, Registry(plugins, trusted=plugins))
+    except IsonomyError as error:
+        raise Refusal(f"the model {identity.spec!r} can't be opened: {error}") from error
+    try:
+        _require_same_model(identity, backend.identity())
+    except Refusal:
+        backend.close()
+        raise
+    return backend
+
+
+def _require_same_model(recorded: Identity, present: Identity) -> None:
+    for name in sorted({*recorded.artefacts, *present.artefacts}):
+        old, new = recorded.artefacts.get(name), present.artefacts.get(name)
+        if old != new:
+            raise Refusal(
+                f"the model {recorded.spec!r} is not the recorded one: the digest of its {name} is "
+                f"{new}, recorded {old}. Restore the recorded model."
+            )
+    for name in sorted({*recorded.numerics, *present.numerics}):
+        old, new = recorded.numerics.get(name), present.numerics.get(name)
+        if old != new:
+            raise Refusal(
+                f"the numerics differ: {name} is {new!r}, recorded {old!r}. Use the version of "
+                "Isonomy that is named in the record."
+            )
+
+
+def _perform(
+    stored: StoredCall, intent: Intent, result: Result, policy: Policy, backend: Backend | None
+) -> Replayed:
+    """Perform the call in the recorded world and compare."""
+    request, events, table = stored.request, stored.events, stored.messages
+    assert request is not None
+    world = Playback(events, backend)
+    trails: list[Trail] = []
+    workers = Workers()
+    messages = tuple(table[number] for number in request.messages)
+    output: Output | None = None
+    error: str | None = None
+    try:
+        performance = Performance(
+            call=Call(
+                id=intent.call_id,
+                session=intent.session,
+                subject=intent.subject,
+                actor=intent.actor,
+                trace_id=intent.trace_id,
+                parent_id=intent.parent_id,
+                tags=intent.tags,
+            ),
+            messages=messages,
+            documents=request.documents,
+            request=Request(
+                messages=messages, tools=request.tools, response_format=request.response_format
+            ),
+            sampling=intent.sampling,
+            world=world,
+        )
+        reply = drive(
+            perform(
+                performance, policy=policy, waiting=Blocking(), workers=workers, trail_out=trails
+            )
+        )
+        output = reply.output
+    except IsonomyError as raised:
+        error = type(raised).__name__
+    finally:
+        workers.close()
+    replayed = trails[0].events if trails else []
+    counted = _count(stored, backend)
+    if world.stopped is not None:
+        return Replayed(
+            call_id=stored.call_id, status="diverged", reason=str(world.stopped), **counted
+        )
+    difference = (
+        first_difference(events, replayed)
+        or _differing_messages(stored, trails[0])
+        or _differing_result(result, stored.output, output, error)
+    )
+    return Replayed(
+        call_id=stored.call_id,
+        status="diverged" if difference else "verified",
+        difference=difference,
+        **counted,
+    )
+
+
+def _count(stored: StoredCall, backend: Backend | None) -> dict[str, Any]:
+    generated = [event for event in stored.events if isinstance(event, Generated)]
+    traces = [event.generation.tokens for event in generated]
+    return {
+        "events": len(stored.events),
+        "generations": len(generated),
+        "reexecuted": len(generated) if backend is not None else 0,
+        "stand_ins": 0 if backend is not None else len(generated),
+        "steps": sum(len(trace.ids) for trace in traces if trace) if backend is not None else 0,
+    }
+
+
+def _differing_messages(stored: StoredCall, trail: Trail) -> Difference | None:
+    bodies = {
+        int(name.removeprefix("message/")): body
+        for record in stored.records
+        for name, body in record.payloads.items()
+        if name.startswith("message/")
+    }
+    for number in range(max(len(bodies), len(trail.messages))):
+        old = bodies.get(number)
+        new = trail.messages[number] if number < len(trail.messages) else None
+        if old != new:
+            return _outside("messages", f"message/{number}", _text(old), _text(new))
+    return None
+
+
+def _text(body: bytes | None) -> str | None:
+    return None if body is None else body.decode()
+
+
+def _differing_result(
+    result: Result, recorded: Output | None, replayed: Output | None, error: str | None
+) -> Difference | None:
+    if result.error != error:
+        return _outside("result", "error", result.error, error)
+    if replayed is not None and recorded != replayed:
+        return _outside(
+            "result", "output", msgspec.to_builtins(recorded), msgspec.to_builtins(replayed)
+        )
+    return None
+
+
+def _outside(type: str, where: str, recorded: Any, replayed: Any) -> Difference:
+    return Difference(
+        event=None,
+        type=type,
+        stage="",
+        check=None,
+        where=where,
+        recorded=recorded,
+        replayed=replayed,
+    )
+
+
+def replay_with_guard(guard: Guard, call_id: str) -> Replayed:
+    """Replay a call of the guard's own log with the guard's own policy and backend."""
+    from .reading import ReplayLog
+
+    if guard.log is None:
+        raise IsonomyError("this guard has no log, so there is nothing to replay. Pass log=DIR.")
+    with ReplayLog(guard.log.path) as log:
+        return replay_call(log.call(call_id), guard=guard)

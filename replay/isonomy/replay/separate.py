@@ -1,0 +1,56 @@
+"""Replaying calls in a child process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Collection
+
+import msgspec
+
+from .child import Task
+from .replaying import Replayed
+from .stored import StoredCall
+
+_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TMPDIR")
+"""The environment of a replay: what Python needs to start, and our own switches; no secrets."""
+
+
+def replay_separately(
+    stored: StoredCall, *, plugins: Collection[str] = (), timeout: float = 3600.0
+) -> Replayed:
+    """Replay a stored call in a child process without network, subprocesses or writes.
+
+    Args:
+        stored: the call.
+        plugins: modules that the child may import, besides Isonomy's own.
+        timeout: seconds after which the child is ended and the replay refused.
+    """
+    task = Task(call_id=stored.call_id, records=stored.records, plugins=tuple(plugins))
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or name.startswith("ISONOMY_")
+    }
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "isonomy.replay.child"],
+            input=msgspec.json.encode(task),
+            capture_output=True,
+            env=environment,
+            timeout=timeout,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return _refused(stored, f"the replay did not end within {timeout:g} s.")
+    if child.returncode != 0:
+        lines = child.stderr.decode(errors="replace").strip().splitlines()
+        return _refused(
+            stored, f"the replaying process failed: {lines[-1] if lines else 'no message'}"
+        )
+    return msgspec.json.decode(child.stdout, type=Replayed)
+
+
+def _refused(stored: StoredCall, reason: str) -> Replayed:
+    return Replayed(call_id=stored.call_id, status="refused", reason=reason)

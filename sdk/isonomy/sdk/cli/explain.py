@@ -1,0 +1,148 @@
+"""``isonomy explain``: the whole story of a call, as a timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .output import json_option, log_directory, log_option, write_json
+
+if TYPE_CHECKING:
+    from isonomy.replay import StoredCall
+    from isonomy.sdk.events import Event
+
+
+@click.command("explain")
+@click.argument("call")
+@log_option
+@json_option
+def explain_command(call: str, log: str | None, as_json: bool) -> None:
+    """Tell what happened in CALL (an id, or a unique beginning of one), step by step."""
+    from isonomy.replay import ReplayLog, printable
+
+    with ReplayLog(log_directory(log)) as replay_log:
+        stored = replay_log.call(call)
+    if as_json:
+        write_json(as_data(stored))
+        return
+    for line in timeline(stored):
+        click.echo(printable(line))
+
+
+def as_data(stored: StoredCall) -> dict[str, Any]:
+    """Return the call as plain data."""
+    import msgspec
+
+    return {
+        "call_id": stored.call_id,
+        "status": stored.status,
+        "damage": list(stored.damage),
+        "records": [
+            {
+                "sequence": record.sequence,
+                "leaf_hash": record.leaf_hash,
+                "record": msgspec.to_builtins(record.record),
+            }
+            for record in stored.records
+        ],
+        "messages": {
+            str(number): msgspec.to_builtins(message)
+            for number, message in sorted(stored.messages.items())
+        },
+        "events": [msgspec.to_builtins(event) for event in stored.events],
+        "output": msgspec.to_builtins(stored.output) if stored.output else None,
+    }
+
+
+def timeline(stored: StoredCall) -> Iterator[str]:
+    """Yield the lines of a call's story. They hold text of the log: escape them before printing."""
+    intent, result, output = stored.intent, stored.result, stored.output
+    yield f"call {stored.call_id} ({stored.status})"
+    for problem in stored.damage:
+        yield f"  DAMAGED  {problem}"
+    if intent is not None:
+        from datetime import UTC, datetime
+
+        started = datetime.fromtimestamp(intent.wall_ns / 1e9, UTC)
+        yield f"  when     {started:%Y-%m-%d %H:%M:%S.%f} UTC on {intent.host}, process {intent.process}"
+        yield f"  session  {intent.session}" + (f", actor {intent.actor}" if intent.actor else "")
+        yield f"  model    {intent.identity.spec} ({intent.identity.provider})"
+        if "model" in intent.identity.artefacts:
+            yield f"           {intent.identity.artefacts['model']}"
+        yield f"  policy   {intent.policy_name}, {len(intent.checks)} checks, {intent.policy_digest}"
+        yield f"  sampling {_sampling(intent.sampling)}"
+    yield "timeline"
+    table = stored.messages
+    request = stored.request
+    if request is not None:
+        for number in request.messages:
+            yield f"  in   {table[number].role}: {_clip(table[number].text)}"
+        if request.admitted is not None and request.admitted != request.messages:
+            for number in request.admitted:
+                yield f"  to model  {table[number].role}: {_clip(table[number].text)}"
+    for event in stored.events:
+        yield f"  {event.sequence:>3}  {_tell(event)}"
+    if output is not None:
+        if output.error:
+            yield f"  error  {output.error}"
+        else:
+            yield f"  out  {'refusal: ' if output.refusal else ''}{_clip(output.text or '')}"
+    if result is not None:
+        by = f" by {output.check}" if output and output.check else ""
+        why = f": {output.reason}" if output and output.reason else ""
+        yield f"verdict {result.verdict}{by}{why}"
+    elif intent is not None:
+        yield "no result: the process ended before the answer was released"
+
+
+def _sampling(sampling: Any) -> str:
+    import msgspec
+
+    chosen = msgspec.to_builtins(sampling)
+    return ", ".join(f"{k}={v}" for k, v in chosen.items() if v not in (None, [], ()))
+
+
+def _clip(text: str, width: int = 400) -> str:
+    return text if len(text) <= width else f"{text[:width]}… ({len(text)} characters)"
+
+
+def _tell(event: Event) -> str:
+    from isonomy.sdk import events
+
+    place = f"{event.stage:<13} {event.check or '':<16}"
+    took = f"  [{getattr(event, 'duration_ns', 0) / 1e6:.2f} ms]"
+    match event:
+        case events.Judged(verdict=None):
+            return f"{place} abstained on {event.target}{took}"
+        case events.Judged(verdict=verdict) if verdict is not None:
+            why = getattr(verdict, "reason", "") or getattr(verdict, "feedback", "")
+            return f"{place} {verdict.name} {event.target}{f': {why}' if why else ''}{took}"
+        case events.Failed():
+            return f"{place} {event.kind}, counts as {event.became}: {event.error}: {event.message}{took}"
+        case events.Unjudged():
+            return f"{place} every check abstained on {event.target}: flagged"
+        case events.Effect():
+            came = (
+                f"raised {event.error[0]}: {event.error[1]}" if event.error else f"{event.value!r}"
+            )
+            return f"{place} took {event.kind} {event.name!r}: {_clip(came, 120)}{took}"
+        case events.Critiqued():
+            said = "; ".join(f"{c.principle} {c.score:g} {c.reason}" for c in event.critiques)
+            return f"{place} critique of {event.target}: {_clip(said)}{took}"
+        case events.Revised():
+            return f"{place} revised {event.target}: {_clip(event.text)}{took}"
+        case events.Ranked():
+            return f"{place} ranked {event.ranking.order}{took}"
+        case events.Generated():
+            g = event.generation
+            tries = f", {len(g.attempts)} attempts" if len(g.attempts) > 1 else ""
+            steps = f", {len(g.tokens.ids)} token steps" if g.tokens else ""
+            return (
+                f"{place} {event.purpose} of {g.model} ({g.finish_reason}{steps}{tries}): "
+                f"{_clip(g.text)}{took}"
+            )
+        case events.BackendFailed():
+            return f"{place} the model failed: {event.error}: {event.message}{took}"
+    return f"{place} {event.type}"
