@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
-
-from tests.kernels.oracle import data
+from mpmath import libmp
+from tests.kernels.oracle import data, operations
 from tests.kernels.oracle.functions import (
     cos_to_b32,
     erf32,
     exp32,
     log32,
+    settle,
     settle_b64,
     sin_to_b32,
     tanh32,
@@ -233,9 +235,17 @@ def test_frequencies_are_the_nearest_binary64():
     assert frequencies(4, 2.0**40, {"rope_type": "linear", "factor": 8.0}) == [0.125, 2.0**-23]
 
 
-def test_an_exact_tie_is_refused_instead_of_guessed():
-    import mpmath
+def test_the_constants_of_gelu_are_what_the_text_says():
+    half = settle(B32, lambda p: libmp.mpf_sqrt(libmp.from_man_exp(1, -1), p))
+    two_over_pi = settle(
+        B32, lambda p: libmp.mpf_sqrt(libmp.mpf_div(libmp.from_int(2), libmp.mpf_pi(p), p), p)
+    )
+    assert half == operations.SQRT_HALF
+    assert two_over_pi == operations.SQRT_2_OVER_PI
+    assert B32.round_fraction(Fraction(44715, 10**6)) == operations.GELU_CUBIC
 
+
+def test_an_exact_tie_is_refused_instead_of_guessed():
     with pytest.raises(ArithmeticError, match="tie"):
         settle_b64(lambda: 1 + mpmath.mpf(2) ** -53)
 

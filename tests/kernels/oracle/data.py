@@ -88,7 +88,8 @@ def cancelling(rng: np.random.Generator, shape: Shape) -> F32:
 def ties(rng: np.random.Generator, shape: Shape) -> F32:
     """Small odd integers times 2^0, 2^12 or 2^24: results fall on exact midpoints often."""
     odd = rng.integers(-8, 8, shape) * 2 + 1
-    return np.ldexp(odd.astype(np.float32), rng.choice([0, 12, 24], shape)).astype(np.float32)
+    scale = np.float32(2) ** rng.choice(np.array([0, 12, 24], dtype=np.float32), shape)
+    return odd.astype(np.float32) * scale
 
 
 KINDS: dict[str, Kind] = {

@@ -70,8 +70,8 @@ class Session:
             heads = [self._norm(h, norm) for h in heads]
         return heads
 
-    def feed(self, token: int) -> list[int]:
-        """Logits (bits) after `token`."""
+    def feed(self, token: int, *, logits: bool = True) -> list[int]:
+        """Logits (bits) after `token`; none if not asked for, which saves the last layer's work."""
         shape = self.shape
         position = len(self.caches[0].k)
         cos, sin = table_row(shape.frequencies, position, shape.attention_factor)
@@ -84,6 +84,8 @@ class Session:
             v = self._heads(self._linear(a, f"{at}.self_attn.v_proj"), "")
             cache.k.append([rotate(x, cos, sin) for x in k])
             cache.v.append(v)
+            if cache is self.caches[-1] and not logits:
+                return []
             mixed = attend(
                 [rotate(x, cos, sin) for x in q],
                 cache.k,

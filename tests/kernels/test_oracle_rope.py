@@ -1,0 +1,132 @@
+"""Rope: frequencies, tables and rotation, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tests.kernels.oracle import data, rope
+from tests.kernels.oracle.ieee import B32, B64
+from tests.kernels.oracle.operations import rotate
+from tests.kernels.oracle.paths import agree, every_path
+
+from isonomy import kernels
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+KINDS_OF_ROPE = {
+    "plain 10000": (64, 10000.0, None),
+    "plain 500000": (128, 500000.0, None),
+    "plain 1e6": (24, 1e6, None),
+    "plain, theta with a fraction": (10, 12345.678, None),
+    "one pair": (2, 10000.0, None),
+    "linear": (32, 10000.0, {"rope_type": "linear", "factor": 2.5}),
+    "linear, a factor that is no power of two": (
+        16,
+        1e5,
+        {"rope_type": "linear", "factor": 3.1},
+    ),
+    "llama3": (128, 500000.0, LLAMA3),
+    "llama3, other numbers": (
+        64,
+        500000.0,
+        LLAMA3 | {"factor": 32.0, "low_freq_factor": 1.5, "high_freq_factor": 3.7},
+    ),
+    "llama3, short context": (
+        20,
+        10000.0,
+        LLAMA3 | {"factor": 2.3, "original_max_position_embeddings": 64},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS_OF_ROPE)
+def test_frequencies(name):
+    rotary, theta, scaling = KINDS_OF_ROPE[name]
+    got = kernels.rope_frequencies(rotary, theta, scaling)
+    assert got.dtype == np.float64
+    assert got.tolist() == rope.frequencies(rotary, theta, scaling)
+
+
+def test_frequencies_are_not_those_of_binary64_arithmetic():
+    """So that the comparison above can fail: a power and a division, rounded each, miss some."""
+    plain = 1.0 / np.power(500000.0, np.arange(0, 128, 2) / 128)
+    assert plain.tolist() != rope.frequencies(128, 500000.0)
+
+
+POSITIONS = [0, 1, 2, 3, 15, 100, 511, 512, 2047, 4095]
+
+
+@pytest.mark.parametrize("attention_factor", [1.0, 0.1 * 3 + 1, 1.3465735902799727])
+def test_tables(attention_factor):
+    freqs = rope.frequencies(48, 10000.0, None)
+    want = [rope.table_row(freqs, p, attention_factor) for p in POSITIONS]
+    f = np.array(freqs)
+
+    def table(which: int):
+        return kernels.rope_tables(f, 4096, attention_factor)[which][POSITIONS]
+
+    agree([a for cos, _ in want for a in cos], lambda: table(0), "cos")
+    agree([a for _, sin in want for a in sin], lambda: table(1), "sin")
+
+
+def test_whole_tables():
+    freqs = rope.frequencies(16, 500000.0, LLAMA3 | {"original_max_position_embeddings": 256})
+    want = [rope.table_row(freqs, p) for p in range(200)]
+    f = np.array(freqs)
+    agree([a for cos, _ in want for a in cos], lambda: kernels.rope_tables(f, 200)[0], "cos")
+    agree([a for _, sin in want for a in sin], lambda: kernels.rope_tables(f, 200)[1], "sin")
+
+
+def test_tables_near_multiples_of_half_a_turn():
+    """Angles whose cosine or sine nearly vanishes, where a careless reduction loses its digits."""
+    half_pi = float(np.pi / 2)
+    freqs = [half_pi, 2 * half_pi, half_pi * 3, half_pi * 355, 1.0, 11.0, 344.0, 2.0**-30, 1e-300]
+    want = [rope.table_row(freqs, p) for p in range(40)]
+    f = np.array(freqs)
+    agree([a for cos, _ in want for a in cos], lambda: kernels.rope_tables(f, 40)[0], "cos")
+    agree([a for _, sin in want for a in sin], lambda: kernels.rope_tables(f, 40)[1], "sin")
+
+
+def test_angles_are_binary64_products():
+    """A binary32 angle gives another table: the comparison can fail."""
+    freqs = rope.frequencies(48, 10000.0)
+    narrow = [B64.convert(B32.from_float(f), B32) for f in freqs]
+    assert narrow != [B64.from_float(f) for f in freqs]
+    single = [float(np.float32(f)) for f in freqs]
+    assert rope.table_row(freqs, 2047) != rope.table_row(single, 2047)
+
+
+@pytest.mark.parametrize("kind", data.KINDS.values(), ids=data.KINDS.keys())
+@pytest.mark.parametrize(("d", "rotary"), [(2, 2), (16, 16), (64, 64), (24, 16), (34, 34), (10, 2)])
+def test_rotation(kind, d, rotary):
+    rng = np.random.default_rng([40, d])
+    x = kind(rng, (5, 3, d))
+    positions = np.array([0, 1, 63, 63, 17], dtype=np.int32)
+    freqs = rope.frequencies(rotary, 10000.0)
+    cos, sin = kernels.rope_tables(np.array(freqs), 64)
+    want = [
+        a
+        for m, p in enumerate(positions.tolist())
+        for h in range(3)
+        for a in rotate(data.bits(x[m, h]), *rope.table_row(freqs, p))
+    ]
+    agree(want, lambda: kernels.rope(x, cos, sin, positions))
+
+
+def test_rotation_rounds_three_times_an_element():
+    x = data.normal(np.random.default_rng(41), (40, 2))
+    cos, sin = rope.table_row([1.0], 1)
+    fused = [B32.fma(a, cos[0], B32.mul(B32.neg(b), sin[0])) for a, b in map(data.bits, x)]
+    assert fused != [rotate(data.bits(r), cos, sin)[0] for r in x]
+
+
+def test_tables_are_the_same_objects_of_mathematics_on_every_path():
+    f = np.array(rope.frequencies(32, 10000.0))
+    seen = {b"".join(t.tobytes() for t in kernels.rope_tables(f, 300)) for _ in every_path()}
+    assert len(seen) == 1
