@@ -44,7 +44,7 @@ from isonomy.kernels.ops import (
     step_digests,
     tanh,
 )
-from isonomy.kernels.rope import rope_frequencies, rope_tables
+from isonomy.kernels.rotary import rope_frequencies, rope_tables
 from isonomy.kernels.sampling import (
     GREEDY,
     Sampled,
