@@ -28,7 +28,7 @@ Subjects = dict[Any, tuple[Any, Any]]
 
 
 class RawPayload(msgspec.Struct, frozen=True):
-    """A row of the journal's `payloads` with the content it points to; of any type where damaged."""
+    """A row of the journal's `payloads` with its content; of any type where damaged."""
 
     position: Any
     content: Any

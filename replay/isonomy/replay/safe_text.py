@@ -1,4 +1,4 @@
-"""Text from a log, made safe to print.
+r"""Text from a log, made safe to print.
 
 What a log holds was written by strangers: users, models, documents. Printed as it is, it could move
 the cursor, retitle the terminal, hide words behind bidirectional controls, or style itself with
@@ -7,7 +7,7 @@ Rich markup.
 `printable` keeps letters and marks of every script, newline excepted only where asked for, and
 spells out everything that is not visible: control characters (C0, C1, DEL), format characters
 (bidirectional controls and isolates, zero-width characters, soft hyphen, tags), line and paragraph
-separators, private use, unassigned and surrogates, as ``\\x1b``, ``\\u202e`` or ``\\U000e0041``,
+separators, private use, unassigned and surrogates, as ``\x1b``, ``\u202e`` or ``\U000e0041``,
 the way Python writes them. A backslash stays one, so the result is for reading, not for parsing.
 """
 

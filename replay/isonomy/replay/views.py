@@ -71,11 +71,15 @@ _DEFINITIONS: Final = {
             ("policy_name", "i.policy_name", "name of the policy that judged"),
             ("policy_digest", "i.policy_digest", "digest of the policy as written"),
             (
-                "input",
+                "input_text",
                 "i.input",
                 "text of the last user message as passed in; NULL where not stored",
             ),
-            ("output", "r.output", "text released to the caller; NULL where not stored or none"),
+            (
+                "output_text",
+                "r.output",
+                "text released to the caller; NULL where not stored or none",
+            ),
             ("refusal", "r.refusal", "whether the released text is the policy's refusal"),
             ("decided_by", "r.decided_by", "id of the check whose verdict decided"),
             ("reason", "r.reason", "that check's reason"),
@@ -97,7 +101,7 @@ _DEFINITIONS: Final = {
                 "started_at in nanoseconds since 1970",
             ),
             (
-                "record",
+                "sequence",
                 "coalesce(i.record, o.record, r.record)",
                 "sequence number in the log of the intent, or of the first opening",
             ),
@@ -289,7 +293,7 @@ _DEFINITIONS: Final = {
         "FROM stored.records r",
         "One row a record of the log, as hashed.",
         (
-            ("record", "r.record", "sequence number in the log, from 1 without gaps"),
+            ("sequence", "r.record", "sequence number in the log, from 1 without gaps"),
             ("call_id", "r.call_id", _CALL),
             ("kind", "r.kind", "opening, intent or result"),
             ("leaf", "r.leaf", "the hashed bytes, JSON: the record and its payloads' commitments"),
@@ -323,7 +327,7 @@ _DEFINITIONS: Final = {
         "Records of the journal that did not fit their hashes when they were read; they are in no "
         "other view.",
         (
-            ("record", "d.record", "sequence number in the log"),
+            ("sequence", "d.record", "sequence number in the log"),
             ("call_id", "d.call_id", "the call's id, as far as it could be read"),
             ("problem", "d.problem", "what does not fit"),
         ),

@@ -1,0 +1,229 @@
+"""Reading a log: its calls, its SQL, its integrity. Nothing here changes a record.
+
+Every method opens what it needs and closes it again; a `ReplayLog` itself holds nothing open, can
+be shared between threads, and sees what other processes write. `sql` always sees the newest call:
+it reads the published DuckDB log and adds the journal's tail; when the tail has grown long, it has
+the DuckDB log brought up to date first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from isonomy.sdk.errors import LogError
+
+from . import checking, database
+from .directory import LogDirectory
+from .errors import NoSuchCall
+from .stored import StoredCall, StoredRecord
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from .ingest import Ingested
+    from .projection import Projection
+    from .query import Parameters, Source
+    from .verification import Report
+
+TAIL_LIMIT = 2000
+"""Records beyond the published DuckDB log up to which a query reads them from the journal itself."""
+
+
+class ReplayLog:
+    """A log, to be read."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Look at the log at `path`.
+
+        Raises:
+            NotALog: nothing is there, or something else.
+            DamagedLog: it lost its journal.
+        """
+        self._directory = LogDirectory(path)
+        self._directory.require()
+
+    @property
+    def path(self) -> str:
+        """The log's directory."""
+        return str(self._directory)
+
+    def __enter__(self) -> ReplayLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release what is held: nothing. Calling it is harmless."""
+
+    def __repr__(self) -> str:
+        return f"ReplayLog({self.path!r})"
+
+    def calls(self, *, limit: int | None = None) -> list[StoredCall]:
+        """Return the calls, newest first (by their first record), at most `limit`.
+
+        For questions over many calls use `sql`: this decodes each.
+        """
+        with self._journal() as journal:
+            known = checking.subjects(journal)
+            ids = journal.execute(
+                "SELECT call_id FROM records GROUP BY call_id ORDER BY min(sequence) DESC LIMIT ?",
+                (-1 if limit is None else limit,),
+            ).fetchall()
+            return [_call(journal, known, str(call_id)) for (call_id,) in ids]
+
+    def call(self, call_id: str) -> StoredCall:
+        """Return one call, by its id or by the beginning of one.
+
+        Raises:
+            NoSuchCall: no call has this id, or several begin so; the nearest are listed.
+        """
+        with self._journal() as journal:
+            known = checking.subjects(journal)
+            exact = journal.execute(
+                "SELECT 1 FROM records WHERE call_id = ? LIMIT 1", (call_id,)
+            ).fetchone()
+            if exact:
+                return _call(journal, known, call_id)
+            begun = _beginning(journal, call_id)
+            if call_id and len(begun) == 1:
+                return _call(journal, known, begun[0])
+            raise self._no_such_call(journal, call_id, begun)
+
+    def sql(self, query: str, *, params: Parameters | None = None) -> duckdb.DuckDBPyRelation:
+        """Ask one SELECT over the log's views and return DuckDB's relation.
+
+        Args:
+            query: one SELECT; with `?`, `$1` or `$name` for parameters.
+            params: their values, in sequence or by name.
+
+        Returns:
+            The relation over a connection of its own, which ends with it: `.fetchall()`, `.df()`,
+            `.arrow()`, `.pl()`, `.show()` and more. DuckDB runs it when it is asked for rows; a
+            damaged file may show as `duckdb.Error` then.
+
+        Raises:
+            QueryRefused: it is not one SELECT, or fails.
+            DamagedLog: a file of the log can't be read.
+        """
+        source, rows, contents = self._source()
+        try:
+            source.add_tail(rows, contents)
+            return source.run(query, params)
+        except BaseException:
+            source.connection.close()
+            raise
+
+    def refresh(self, *, rebuild: bool = False) -> Ingested:
+        """Bring `audit.duckdb` up to date, in a subprocess; with `rebuild`, from nothing.
+
+        Raises:
+            LogError: it could not be done.
+        """
+        from .ingest import refresh
+
+        return refresh(self._directory.path, rebuild=rebuild)
+
+    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> Report:
+        """Check the whole log against its own hashes; see `isonomy.replay.verification`.
+
+        Args:
+            progress: called with the number of records checked and of all.
+        """
+        from .verification import verify
+
+        return verify(self._directory, progress=progress)
+
+    def _source(self) -> tuple[Source, Projection, dict[int, bytes]]:
+        from .ingest import projected
+        from .query import Source
+
+        for attempt in range(2):
+            source = Source(self._directory)
+            try:
+                with self._journal() as journal:
+                    last = checking.last_sequence(journal)
+                    if last - source.marks[0] > TAIL_LIMIT and not attempt and self._refreshed():
+                        source.connection.close()
+                        continue
+                    tail = list(checking.read(journal, source.marks[0] + 1, last))
+                    rows, contents = projected(journal, tail, source.marks[1])
+                    return source, rows, contents
+            except BaseException:
+                source.connection.close()
+                raise
+        raise AssertionError("unreachable")
+
+    def _refreshed(self) -> bool:
+        """Try to bring the DuckDB log up to date; a log that can't be written is read as it is."""
+        try:
+            self.refresh()
+        except LogError:
+            return False
+        return True
+
+    @contextmanager
+    def _journal(self) -> Iterator[sqlite3.Connection]:
+        """Open the journal for reading, in one snapshot."""
+        with database.explained(self._directory, writing=False):
+            connection = database.connect(self._directory, writable=False)
+            try:
+                database.check(connection, self._directory, writing=False)
+                connection.execute("BEGIN")
+                yield connection
+            finally:
+                connection.close()
+
+    def _no_such_call(
+        self, journal: sqlite3.Connection, call_id: str, begun: list[str]
+    ) -> NoSuchCall:
+        if begun:
+            nearest = tuple(begun[:5])
+            return NoSuchCall(
+                f"Several calls of the log {self.path} begin with {call_id!r}: {', '.join(nearest)}"
+                f"{', ...' if len(begun) > 5 else ''}. Give more of the id.",
+                path=self.path,
+                nearest=nearest,
+            )
+        recent = [
+            str(row[0])
+            for row in journal.execute(
+                "SELECT DISTINCT call_id FROM (SELECT call_id FROM records ORDER BY sequence DESC "
+                "LIMIT 5000)"
+            )
+        ]
+        nearest = tuple(difflib.get_close_matches(call_id, recent, 3, 0.5)) or tuple(recent[:3])
+        hint = f" Nearest: {', '.join(nearest)}." if nearest else " The log is empty."
+        return NoSuchCall(
+            f"The log {self.path} has no call {call_id!r}.{hint} List the calls with `isonomy "
+            "log`.",
+            path=self.path,
+            nearest=nearest,
+        )
+
+
+def _beginning(journal: sqlite3.Connection, prefix: str) -> list[str]:
+    """Return up to six call ids that begin with `prefix`."""
+    return [
+        str(row[0])
+        for row in journal.execute(
+            "SELECT DISTINCT call_id FROM records WHERE call_id >= ?1 AND substr(call_id, 1, ?2) = "
+            "?1 AND call_id < ?1 || char(1114111) LIMIT 6",
+            (prefix, len(prefix)),
+        )
+    ]
+
+
+def _call(journal: sqlite3.Connection, known: checking.Subjects, call_id: str) -> StoredCall:
+    return StoredCall(
+        call_id=call_id,
+        records=tuple(
+            StoredRecord.of(checking.examine(raw, known))
+            for raw in checking.read_call(journal, call_id)
+        ),
+    )
