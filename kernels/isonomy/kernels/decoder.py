@@ -1,10 +1,10 @@
 """The decoder engine: packed weights, and sessions that hold a key-value cache.
 
-Llama, Qwen2, Qwen3, Mistral and SmolLM are one graph with switches (kernels/NUMERICS.md, section 7).
-A pass over all layers is one call into the library, which releases the interpreter lock.
+Llama, Qwen2, Qwen3, Mistral and SmolLM are one graph with switches (kernels/NUMERICS.md, section
+7). A pass over all layers is one call into the library, which releases the interpreter lock.
 
 Invariants: logits depend on the tokens up to them and on nothing else: not on how they were cut
-into feeds, threads, capacity or instruction set. A failed call leaves the session's length as it was.
+into feeds, threads, capacity or instruction set. A failed call leaves the session's length.
 """
 
 from __future__ import annotations
@@ -210,9 +210,7 @@ class Decoder:
         for name in sorted(shapes, key=lambda name: name.endswith(".bias")):
             self._put(name, shapes[name], tensors)
 
-    def _put(
-        self, name: str, shape: tuple[int, ...], tensors: Mapping[str, Weights]
-    ) -> None:
+    def _put(self, name: str, shape: tuple[int, ...], tensors: Mapping[str, Weights]) -> None:
         tensor = tensors[name]
         if tensor.shape != shape:
             raise WeightsError(f"expected shape {shape}, got {tensor.shape}", (name,))
@@ -251,8 +249,14 @@ def _record_of(config: DecoderConfig) -> tuple[Config, tuple[npt.NDArray[Any], .
     if len(windows) != config.layers:
         raise ArgumentError(f"windows: {len(windows)} given for {config.layers} layers")
     sizes = {
-        name: getattr(config, name)
-        for name in "vocab hidden layers heads kv_heads head_dim intermediate max_positions".split()
+        "vocab": config.vocab,
+        "hidden": config.hidden,
+        "layers": config.layers,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate": config.intermediate,
+        "max_positions": config.max_positions,
     }
     for name, value in sizes.items():
         if not 0 < value < 2**31:

@@ -1,5 +1,7 @@
 """Errors of the kernels. Each carries its context as attributes and says what to do.
 
+::
+
     KernelError
     |-- LibraryError        the compiled library is missing, too old, or cannot be loaded
     |-- ArgumentError       a value out of its range

@@ -12,9 +12,20 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
-from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint32
-from ctypes import c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_char_p,
+    c_double,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -54,13 +65,21 @@ class Config(ctypes.Structure):
     """`iso_decoder_config` of isonomy.h."""
 
     _fields_ = (
-        *(
-            (name, c_int32)
-            for name in (
-                "vocab hidden layers heads kv_heads head_dim intermediate rotary_dim max_positions "
-                "qkv_bias o_bias mlp_bias qk_norm tied activation"
-            ).split()
-        ),
+        ("vocab", c_int32),
+        ("hidden", c_int32),
+        ("layers", c_int32),
+        ("heads", c_int32),
+        ("kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("intermediate", c_int32),
+        ("rotary_dim", c_int32),
+        ("max_positions", c_int32),
+        ("qkv_bias", c_int32),
+        ("o_bias", c_int32),
+        ("mlp_bias", c_int32),
+        ("qk_norm", c_int32),
+        ("tied", c_int32),
+        ("activation", c_int32),
         ("rms_eps", c_double),
         ("scale", c_double),
         ("attention_factor", c_double),
@@ -72,7 +91,7 @@ class Config(ctypes.Structure):
 _P, _N, _I = c_void_p, c_size_t, c_int
 _SAMPLING = POINTER(Sampling)
 _HANDLE = POINTER(c_void_p)
-_SIGNATURES: dict[str, tuple[type[ctypes._SimpleCData[int]] | type[c_char_p] | None, tuple[object, ...]]] = {
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # result, arguments
     "iso_abi": (c_int, ()),
     "iso_numerics_version": (c_int, ()),
     "iso_compiler": (c_char_p, ()),
@@ -152,8 +171,8 @@ def find() -> Path:
         if (folder / FILE_NAME).is_file():
             return folder / FILE_NAME
     raise LibraryError(
-        f"{FILE_NAME} is in none of {', '.join(map(str, folders))}: install isonomy with pip, which "
-        "compiles it (a C++17 compiler is needed)",
+        f"{FILE_NAME} is in none of {', '.join(map(str, folders))}: install isonomy with pip, "
+        "which compiles it (a C++17 compiler is needed)",
         path=os.pathsep.join(map(str, folders)),
     )
 
@@ -197,9 +216,7 @@ def load() -> ctypes.CDLL:
         try:
             function = getattr(library, name)
         except AttributeError as error:
-            raise LibraryError(
-                f"{path} lacks {name}: reinstall isonomy", path=str(path)
-            ) from error
+            raise LibraryError(f"{path} lacks {name}: reinstall isonomy", path=str(path)) from error
         function.restype = result
         function.argtypes = arguments
     threads = _threads_from_environment()
@@ -265,7 +282,7 @@ def info() -> KernelInfo:
 
 
 def set_threads(threads: int) -> None:
-    """Use this many threads from now on, the calling one included (1 to 1024). Bits stay the same."""
+    """Use this many threads from now on, the calling one included (1 to 1024)."""
     if not 1 <= threads <= 1024:
         raise ArgumentError(f"threads must be between 1 and 1024, not {threads}")
     check(load().iso_set_threads(threads))
@@ -273,7 +290,7 @@ def set_threads(threads: int) -> None:
 
 @contextlib.contextmanager
 def using_isa(name: str) -> Iterator[None]:
-    """Run the block on another instruction-set path, in the whole process: for tests and measurements.
+    """Run the block on another path, in the whole process: for tests and measurements.
 
     Args:
         name: "scalar", "avx2" or "avx512"; see `info().isas`.

@@ -165,7 +165,7 @@ def linear(x: Floats, packed: PackedLinear) -> Floats:
 
 
 def embedding(token_ids: npt.ArrayLike, w: Weights) -> Floats:
-    """Rows `token_ids[M]` of the table `w[V, D]` (float32, or bfloat16 bits) as float32 `[M, D]`."""
+    """Rows `token_ids[M]` of `w[V, D]` (float32 or bfloat16 bits) as float32 `[M, D]`."""
     rows = ids("token_ids", token_ids)
     w, storage = weights("w", w)
     y = np.empty((rows.shape[0], w.shape[1]), np.float32)

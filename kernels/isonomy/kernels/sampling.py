@@ -103,7 +103,10 @@ def sample(
 
 
 def top_logprobs(logits: Floats, n: int) -> list[tuple[int, np.float32]]:
-    """The first `n` ids of `logits[V]` by (value descending, id ascending), with log-probabilities."""
+    """The highest `n` ids of `logits[V]` with their log-probabilities.
+
+    Ranked by (value descending, id ascending).
+    """
     logits = floats("logits", logits, 1)
     if not 0 <= n <= logits.shape[0]:
         raise ArgumentError(f"n must be between 0 and {logits.shape[0]}, not {n}")
