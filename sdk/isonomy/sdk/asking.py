@@ -9,11 +9,12 @@ by construction.
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from .checks import Check
@@ -49,9 +50,9 @@ class Blocking:
         try:
             return future.result(timeout)
         except FutureTimeout:
-            if future.done():  # the check itself raised a TimeoutError
-                raise
-            raise _DeadlineMissed from None
+            if not future.done():
+                raise _DeadlineMissed from None
+        return future.result()  # in at the last moment, or the check itself raised a TimeoutError
 
     async def run(self, function: Callable[[], T], workers: Workers) -> T:
         """Run it here."""
@@ -63,20 +64,29 @@ class Blocking:
 
 
 class OnLoop:
-    """Waits in the running event loop."""
+    """Waits in the running event loop.
+
+    Its caller has imported asyncio; nobody else needs to pay for that.
+    """
 
     async def until_done(self, future: Future[T], timeout: float | None) -> T:
         """Await the future without blocking the loop."""
+        import asyncio
+
         waiter = asyncio.wrap_future(future)
-        done, _ = await asyncio.wait({waiter}, timeout=timeout)
-        if not done:
+        try:
+            await asyncio.wait({waiter}, timeout=timeout)
+            if not waiter.done():
+                raise _DeadlineMissed
+            return waiter.result()
+        finally:
             waiter.cancel()  # so that a late exception is not reported as never retrieved
-            raise _DeadlineMissed
-        return waiter.result()
 
     async def run(self, function: Callable[[], T], workers: Workers) -> T:
-        """Run it on a worker and await it."""
-        return await asyncio.wrap_future(workers.submit(function))
+        """Run it on a thread and await it; not on a worker, which stuck checks may have used up."""
+        import asyncio
+
+        return await asyncio.to_thread(function)
 
     async def generate(self, trail: Trail, request: Request, **place: Any) -> Generation:
         """Ask and await."""
@@ -143,21 +153,29 @@ async def ask(
         return Answer(value, failure, error, time.perf_counter_ns() - started)
 
     try:
-        if check.inline:
+        is_async = _is_async(function)
+        if check.inline and not is_async:
             return finish(function(**arguments))
-        if _is_async(function):
+        if is_async:
             future: Future[Any] = workers.spawn(function(**arguments))
         else:
             future = workers.submit(lambda: function(**arguments))
         try:
             value = await waiting.until_done(future, check.timeout)
-            if asyncio.iscoroutine(value):  # a wrapper that returned a coroutine
+            if inspect.iscoroutine(value):  # a wrapper that returned a coroutine
                 future = workers.spawn(value)
-                value = await waiting.until_done(future, check.timeout)
+                left = check.timeout - (time.perf_counter_ns() - started) / 1e9
+                value = await waiting.until_done(future, max(left, 0.0))
         except _DeadlineMissed:
+            context.close()
             workers.abandon(future)
             message = f"no answer within {check.timeout:g} s"
             return finish(failure="timeout", error=TimeoutError(message))
+        except BaseException:  # the caller was cancelled or interrupted, or the check raised
+            if not future.done():
+                context.close()
+                workers.abandon(future)
+            raise
         return finish(value)
     except WorkersExhausted as error:
         return finish(failure="timeout", error=error)
@@ -166,5 +184,7 @@ async def ask(
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, partial):
+        function = function.func
     call = getattr(function, "__call__", None)  # noqa: B004
-    return asyncio.iscoroutinefunction(function) or asyncio.iscoroutinefunction(call)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)

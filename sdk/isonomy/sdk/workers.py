@@ -9,16 +9,20 @@ child.
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
+_HEARTBEAT = 0.1
+"""Seconds within which a loop that is not blocked answers."""
 
 
 class WorkersExhausted(TimeoutError):
@@ -36,10 +40,48 @@ class _Job:
             return
         try:
             result = self.context.run(self.function)
-        except BaseException as error:  # the caller decides what an error means
+        except Exception as error:
             self.future.set_exception(error)
+        except BaseException as error:
+            self.future.set_exception(_as_error(error))
         else:
             self.future.set_result(result)
+
+
+def _as_error(error: BaseException) -> RuntimeError:
+    """Return an ordinary error for what would end a thread, a loop or the caller (`sys.exit`)."""
+    ordinary = RuntimeError(f"{type(error).__name__} in a check")
+    ordinary.__cause__ = error
+    return ordinary
+
+
+async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Let nothing but ordinary errors out, and cancellation only where it came from outside."""
+    import asyncio
+
+    try:
+        return await coroutine
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise _as_error(error) from error
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until it is stopped; then end its tasks and close it."""
+    import asyncio
+
+    loop.run_forever()
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
 
 
 class Workers:
@@ -73,10 +115,7 @@ class Workers:
             self._reset()
         job = _Job(function)
         with self._condition:
-            if len(self._stuck) >= self._allowed_stuck:
-                raise WorkersExhausted(
-                    f"{len(self._stuck)} checks never returned; no worker is left to run another"
-                )
+            self._refuse_if_exhausted()
             self._jobs.append(job)
             if self._idle >= len(self._jobs):
                 self._condition.notify()
@@ -88,9 +127,11 @@ class Workers:
     def abandon(self, future: Future[Any]) -> None:
         """Give up on a future that missed its deadline.
 
-        Cancel it, or let a fresh worker take its worker's place.
+        Cancel it, or let a fresh worker take its worker's place. A coroutine that blocked the loop
+        instead of awaiting costs the loop: the next coroutine gets a fresh one.
         """
         if future.cancel():
+            self._replace_blocked_loop(future)
             return
         with self._condition:
             if not future.done():
@@ -99,6 +140,20 @@ class Workers:
                 if self._jobs and self._alive < self._size:
                     self._alive += 1
                     threading.Thread(target=self._work, name="isonomy-worker", daemon=True).start()
+
+    def _replace_blocked_loop(self, future: Future[Any]) -> None:
+        with self._condition:
+            loop = self._loop
+            if loop is None:
+                return
+            beat = threading.Event()
+            loop.call_soon_threadsafe(beat.set)
+            if beat.wait(_HEARTBEAT):
+                return
+            self._loop = None
+            self._stuck.add(future)
+            loop.call_soon_threadsafe(self._stuck.discard, future)
+            loop.call_soon_threadsafe(loop.stop)  # when it comes back
 
     def _work(self) -> None:
         while True:
@@ -118,17 +173,33 @@ class Workers:
                     return
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine on the guard's own loop thread, started on first use."""
+        """Run a coroutine on the guard's own loop thread, started on first use.
+
+        Raises:
+            WorkersExhausted: too many checks hang already.
+        """
+        import asyncio
+
         if self._pid != os.getpid():
             self._reset()
         with self._condition:
+            try:
+                self._refuse_if_exhausted()
+            except WorkersExhausted:
+                coroutine.close()
+                raise
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(
-                    target=self._loop.run_forever, name="isonomy-loop", daemon=True
+                    target=_serve, args=(self._loop,), name="isonomy-loop", daemon=True
                 ).start()
-            loop = self._loop
-        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+            return asyncio.run_coroutine_threadsafe(_contained(coroutine), self._loop)
+
+    def _refuse_if_exhausted(self) -> None:
+        if len(self._stuck) >= self._allowed_stuck:
+            raise WorkersExhausted(
+                f"{len(self._stuck)} checks never returned; no worker is left to run another"
+            )
 
     def close(self) -> None:
         """Let idle workers and the loop go; stuck ones are left to themselves."""
