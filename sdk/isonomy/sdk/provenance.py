@@ -9,13 +9,13 @@ change the code can also change what it reports.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib.metadata
 import inspect
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,9 +36,11 @@ class Provenance(NamedTuple):
 @cache
 def version_of(distribution: str) -> str | None:
     """Return the installed version of a distribution, or `None`."""
+    from importlib import metadata  # not needed to import the SDK, and slow
+
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return None
 
 
@@ -46,14 +48,23 @@ def version_of(distribution: str) -> str | None:
 def _distribution_of(module: str) -> str | None:
     if module.partition(".")[0] == "isonomy":
         return "isonomy"
-    names = importlib.metadata.packages_distributions().get(module.partition(".")[0])
+    names = _distributions().get(module.partition(".")[0])
     return names[0] if names else None
 
 
 @cache
+def _distributions() -> Mapping[str, list[str]]:
+    from importlib import metadata
+
+    return metadata.packages_distributions()
+
+
+@cache
 def _dependencies(distribution: str) -> tuple[str, ...]:
+    from importlib import metadata
+
     lines = []
-    for requirement in importlib.metadata.requires(distribution) or ():
+    for requirement in metadata.requires(distribution) or ():
         name = re.split(r"[\s;\[<>=!~(]", requirement, maxsplit=1)[0]
         lines.append(f"{name}=={version_of(name)}")
     return tuple(sorted(set(lines)))
@@ -102,7 +113,7 @@ def _code_of_namespace(cls: Any) -> tuple[str, bool]:
     for name, member in sorted(vars(cls).items()):
         if isinstance(member, types.FunctionType):
             hasher.update(name.encode())
-            for piece, _ in _pieces(member, set()):
+            for piece, _ in _pieces(member, ()):
                 hasher.update(piece)
     return _finish(hasher), True
 
@@ -111,7 +122,7 @@ def of_function(function: Callable[..., Any]) -> Provenance:
     """Return the provenance of a callable of the application."""
     hasher = hashlib.sha256()
     partial = False
-    for piece, exact in _pieces(function, set()):
+    for piece, exact in _pieces(function, ()):
         hasher.update(len(piece).to_bytes(8, "little"))
         hasher.update(piece)
         partial = partial or not exact
@@ -121,48 +132,74 @@ def of_function(function: Callable[..., Any]) -> Provenance:
     return Provenance(distribution, version, _finish(hasher), partial)
 
 
-def _pieces(value: Any, seen: set[int]) -> Iterator[tuple[bytes, bool]]:
-    """Yield bytes that identify a value, each with whether it is exact."""
-    if id(value) in seen:
+_PLAIN = bool | int | float | complex | str | bytes | None | types.EllipsisType
+
+
+def _pieces(value: Any, within: tuple[int, ...]) -> Iterator[tuple[bytes, bool]]:
+    """Yield bytes that identify a value, each with whether it is exact.
+
+    `within` are the ids of the values that this one is part of, so that a cycle ends. Values met
+    before but not around this one are written again: whether two equal constants are one object is
+    up to the interpreter, and must not show.
+    """
+    if isinstance(value, _PLAIN):
+        yield f"{type(value).__name__}:{value!r}".encode("utf-8", "backslashreplace"), True
         return
-    if isinstance(value, bool | int | float | str | bytes | types.NoneType | types.EllipsisType):
-        yield f"{type(value).__name__}:{value!r}".encode(), True
+    if id(value) in within:
+        yield b"cycle", True
         return
-    seen.add(id(value))
+    within = (*within, id(value))
     if isinstance(value, types.CodeType):
         yield value.co_code, True
         yield " ".join((*value.co_names, *value.co_varnames)).encode(), True
         for constant in value.co_consts:
-            yield from _pieces(constant, seen)
+            yield from _pieces(constant, within)
     elif isinstance(value, types.FunctionType):
-        yield from _pieces(value.__code__, seen)
-        yield from _pieces(value.__defaults__, seen)
-        yield from _pieces(value.__kwdefaults__, seen)
+        yield from _pieces(value.__code__, within)
+        yield from _pieces(value.__defaults__, within)
+        yield from _pieces(value.__kwdefaults__, within)
         for cell in value.__closure__ or ():
             try:
-                yield from _pieces(cell.cell_contents, seen)
+                yield from _pieces(cell.cell_contents, within)
             except ValueError:
                 yield b"empty cell", True
         # What a function reaches through globals can change without its code changing.
         if any(
             name in value.__globals__ and not isinstance(value.__globals__[name], types.ModuleType)
-            for name in value.__code__.co_names
+            for name in _names_in(value.__code__)
         ):
             yield b"globals", False
     elif isinstance(value, types.MethodType):
-        yield from _pieces(value.__func__, seen)
+        yield from _pieces(value.__func__, within)
         yield b"bound", False
+    elif isinstance(value, functools.partial):
+        yield b"partial", True
+        yield from _pieces((value.func, value.args, value.keywords), within)
     elif isinstance(value, tuple | list):
         yield f"{type(value).__name__}:{len(value)}".encode(), True
         for item in value:
-            yield from _pieces(item, seen)
+            yield from _pieces(item, within)
     elif isinstance(value, frozenset | set):
-        yield repr(sorted(map(repr, value))).encode(), True
+        members = [tuple(_pieces(item, within)) for item in value]
+        yield f"{type(value).__name__}:{len(value)}".encode(), True
+        for pieces in sorted(members):
+            yield from pieces
     elif isinstance(value, dict):
+        yield f"dict:{len(value)}".encode(), True
         for key in sorted(value, key=repr):
-            yield from _pieces((key, value[key]), seen)
+            yield from _pieces(key, within)
+            yield from _pieces(value[key], within)
     elif callable(value) and inspect.isfunction(vars(type(value)).get("__call__")):
-        yield from _pieces(type(value).__call__, seen)
+        yield from _pieces(type(value).__call__, within)
         yield b"instance", False
     else:
-        yield f"{type(value).__module__}.{type(value).__qualname__}".encode(), False
+        named = value if hasattr(value, "__qualname__") else type(value)
+        yield f"{type(value).__qualname__} {named.__module__}.{named.__qualname__}".encode(), False
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    """Yield the names that code may look up, nested functions and comprehensions included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)

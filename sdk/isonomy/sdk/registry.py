@@ -8,17 +8,18 @@ name is used. Modules named explicitly (``plugins = [...]`` in a policy, `Guard(
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pluggy
 
 from .errors import MissingExtra, PluginError
 from .hooks import PROJECT, Registration
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUPS = {"check": "isonomy.checks", "backend": "isonomy.backends", "log": "isonomy.logs"}
 
@@ -38,6 +39,8 @@ class Registered(NamedTuple):
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` with the nearest of `names`, or the list of them."""
+    import difflib
+
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
@@ -47,6 +50,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 @cache
 def _installed(kind: str) -> Mapping[str, EntryPoint]:
+    from importlib.metadata import entry_points  # a fifth of the import time, were it at the top
+
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUPS[kind]):
         other = found.get(point.name)
@@ -91,11 +96,18 @@ class Registry:
                 "Check the name, and that the package is installed in this environment.",
                 plugin=name,
             ) from error
-        self._manager.register(module, name)
+        try:
+            self._manager.register(module, name)
+        except pluggy.PluginValidationError as error:
+            raise PluginError(
+                f"the plugin module {name!r} does not fit the hooks: {error}. "
+                "See isonomy.sdk.hooks.Registration for their names and arguments.",
+                plugin=name,
+            ) from None
 
     def _collect(self, kind: str, hook: str) -> None:
         for impl in getattr(self._manager.hook, hook).get_hookimpls():
-            for name, factory in impl.function().items():
+            for name, factory in self._said_by(impl, hook).items():
                 if name in self._explicit[kind] or name in _installed(kind):
                     raise PluginError(
                         f"the plugin module {impl.plugin_name!r} registers the {kind} {name!r}, "
@@ -103,6 +115,24 @@ class Registry:
                         plugin=impl.plugin_name,
                     )
                 self._explicit[kind][name] = (factory, impl.plugin_name)
+
+    @staticmethod
+    def _said_by(impl: pluggy.HookImpl, hook: str) -> Mapping[str, Any]:
+        try:
+            said = impl.function()
+        except Exception as error:
+            raise PluginError(
+                f"{hook} of the plugin module {impl.plugin_name!r} raised "
+                f"{type(error).__name__}: {error}.",
+                plugin=impl.plugin_name,
+            ) from error
+        if not isinstance(said, Mapping):
+            raise PluginError(
+                f"{hook} of the plugin module {impl.plugin_name!r} must return a dictionary of "
+                f"names and factories, not {type(said).__name__}.",
+                plugin=impl.plugin_name,
+            )
+        return said
 
     def names(self, kind: str) -> list[str]:
         """Return the known names of a kind (check, backend, log), sorted."""

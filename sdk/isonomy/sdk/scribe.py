@@ -6,7 +6,6 @@ Which event and message goes into which record, and as which payload.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from functools import cache
 from typing import Any
@@ -133,4 +132,6 @@ def versions() -> dict[str, str]:
 
 @cache
 def _host() -> str:
+    import socket  # only where there is a log
+
     return socket.gethostname()
