@@ -3,7 +3,7 @@
 // Contract
 //   cr_exp, cr_log, cr_tanh, cr_erf return the binary32 value nearest to the mathematical function of their argument
 //   (ties to even, subnormal results included). That fixes every bit, so the code below may change and its results may
-//   not: `verify_math` compares all 2^32 arguments of each function with a correctly rounded reference.
+//   not: `make verify-math` compares all 2^32 arguments of each function with a correctly rounded reference.
 //     NaN (any)            -> the quiet NaN 0x7fc00000, always: no payload or sign is handed on
 //     exp                  -> +inf above the overflow threshold and of +inf; +0 of -inf and below the underflow threshold
 //     log                  -> -inf of both zeros, NaN (0x7fc00000) of every other negative value and -inf; +inf of +inf
