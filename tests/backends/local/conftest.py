@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from isonomy.backends.local.config import architecture
 from safetensors import TensorSpec, serialize_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from isonomy.backends.local.config import architecture
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -124,7 +125,13 @@ def write_checkpoint(
         if bf16:
             tensors = {name: to_bf16(values) for name, values in tensors.items()}
     write_tensors(folder / "model.safetensors", tensors)
-    byte_level_tokenizer().save(str(folder / "tokenizer.json"))
+    write_tokenizer(folder)
+    return folder
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer | None = None, **changes: Any) -> None:
+    """Write the tokenizer and its configuration; `changes` are keys of the latter."""
+    (tokenizer or byte_level_tokenizer()).save(str(folder / "tokenizer.json"))
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -133,9 +140,9 @@ def write_checkpoint(
             "eos_token": "<|im_end|>",
             "chat_template": TEMPLATE,
             "model_max_length": 256,
-        },
+        }
+        | changes,
     )
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +156,7 @@ def build() -> SimpleNamespace:
         write_tensors=write_tensors,
         write_json=write_json,
         tokenizer=byte_level_tokenizer,
+        write_tokenizer=write_tokenizer,
         template=TEMPLATE,
     )
 

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from isonomy.backends.local import DamagedModel, NotCovered
 from isonomy.backends.local.config import FAMILIES, HARMLESS, Architecture, architecture
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from isonomy.backends.local import DamagedModel, NotCovered
 from isonomy.backends.local.defaults import MAX_TOKENS, check, merge, read
 from isonomy.sdk.errors import InputError

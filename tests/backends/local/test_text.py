@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from isonomy.backends.local.text import Detokenizer, StopStrings
 
 
@@ -92,7 +94,7 @@ def test_stop_strings(text: str, stops: list[str], expected: tuple[str, bool]) -
 def test_every_cut_gives_the_same(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     edges = [0, *cuts, len(text)]
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(edges)]
     result, hit, _ = stopped(pieces, stops)
     assert (result, hit) == stopped(list(text), stops)[:2]
     assert text.startswith(result)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from isonomy.backends.local import DamagedModel, NotCovered
 from isonomy.backends.local.weights import find
 
@@ -147,7 +148,7 @@ def test_rotary_buffers_of_old_checkpoints_are_ignored(
 
 def test_a_copy_of_a_tied_embedding_must_be_equal(folder: Path, build: SimpleNamespace) -> None:
     shapes = {key: SHAPES[key] for key in SHAPES if key != "lm_head.weight"}
-    with pytest.raises(DamagedModel, match="lm_head.weight differs"):
+    with pytest.raises(DamagedModel, match=r"lm_head\.weight differs"):
         find(folder, shapes, tied=True)
     values = arrays()
     values["lm_head.weight"] = values["model.embed_tokens.weight"]
@@ -156,7 +157,7 @@ def test_a_copy_of_a_tied_embedding_must_be_equal(folder: Path, build: SimpleNam
 
 
 def test_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(DamagedModel, match="neither model.safetensors nor"):
+    with pytest.raises(DamagedModel, match=r"neither model\.safetensors nor"):
         find(tmp_path, SHAPES, tied=False)
 
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from blake3 import blake3
+
 from isonomy.sdk.canonical import canonical
+from isonomy.sdk.errors import BackendError
 from isonomy.sdk.generation import Sampling
 
 from . import defaults, packages, tokenizer, weights
 from .config import MAX_POSITIONS, Architecture, architecture
-from .errors import DamagedModel, NotCovered, Tampered
+from .errors import BACKEND, DamagedModel, NotCovered, Tampered
 from .template import ChatTemplate
 
 if TYPE_CHECKING:
@@ -61,8 +63,10 @@ def load(
     Raises:
         ModelError: a file is missing or damaged, something is not covered, or the digest differs.
         MissingExtra: packages of the extra `local` are not installed.
+        BackendError: the compiled kernels can't be used.
     """
     packages.require()
+    kernels = _kernels()
     data = _read(folder)
     model = architecture(data, folder / CONFIG)
     limit = _context(model, context, folder)
@@ -76,7 +80,6 @@ def load(
     template = ChatTemplate(source, tokens.named, where)
     found = weights.find(folder, model.tensors(), tied=model.tied)
 
-    kernels = packages.load("isonomy.kernels")
     frequencies = kernels.rope_frequencies(model.head_dim, model.rope.theta, model.rope.scaling)
     artefacts = {
         "config": "blake3:" + blake3(data).hexdigest(),
@@ -109,6 +112,15 @@ def load(
         context=limit,
         artefacts=artefacts,
     )
+
+
+def _kernels() -> Any:
+    kernels = packages.load("isonomy.kernels")
+    try:
+        kernels.info()
+    except kernels.KernelError as error:
+        raise BackendError(f"the kernels can't be used: {error}.", backend=BACKEND) from error
+    return kernels
 
 
 def _read(folder: Path) -> bytes:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+
 from isonomy.sdk.errors import InputError
 from isonomy.sdk.generation import Sampling
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
 from isonomy.sdk.errors import BackendError
 from isonomy.sdk.generation import Sampling, TokenTrace
 
@@ -59,7 +60,7 @@ def run(
 
     Raises:
         NonFinite: a hidden state or logit became infinite or NaN.
-        BackendError: the run was cancelled.
+        BackendError: the run was cancelled, or memory ran out.
     """
     np = packages.load("numpy")
     kernels = packages.load("isonomy.kernels")
@@ -116,6 +117,12 @@ def run(
             fed, length = length, length + 1
     except kernels.NonFiniteError as error:
         raise NonFinite(error.layer, error.where, str(error)) from error
+    except kernels.KernelError as error:
+        raise BackendError(
+            f"the kernels could not take this step: {error}. Where memory is short, lower "
+            "max_tokens or set prompt_chunk.",
+            backend=BACKEND,
+        ) from error
     give(stops.finish())
     return Outcome(
         text="".join(given),

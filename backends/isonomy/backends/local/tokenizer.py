@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 from blake3 import blake3
+
 from isonomy.sdk.canonical import canonical
 from isonomy.sdk.errors import ContextLength, InputError
 

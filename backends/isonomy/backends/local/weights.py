@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from blake3 import blake3
+
 from isonomy.sdk.canonical import canonical
 
 from . import packages
@@ -96,7 +97,7 @@ class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
         numpy = packages.load("numpy")
         tensor = self._tensors[name]
         array: np.ndarray[Any, Any] = numpy.empty(tensor.shape, dtype=STORED[tensor.dtype][0])
-        view = memoryview(array.reshape(-1).view(numpy.uint8))
+        view = array.reshape(-1).view(numpy.uint8).data
         try:
             with tensor.file.open("rb", buffering=0) as file:
                 file.seek(tensor.offset)
