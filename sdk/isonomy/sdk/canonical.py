@@ -48,6 +48,23 @@ def require_finite(value: float | None, what: str) -> None:
         raise InputError(f"{what} must be a finite number, not {value!r}.")
 
 
+def require_declared(value: msgspec.Struct) -> None:
+    """Raise `InputError` unless a struct's fields are of their declared types, and can be recorded.
+
+    Constructors do not check: `Message("user", "hello")` holds no part that a check would be shown.
+    """
+    try:
+        msgspec.convert(msgspec.to_builtins(value), type(value))
+    except (msgspec.ValidationError, TypeError, RecursionError) as error:
+        raise InputError(f"this {type(value).__name__} is malformed: {error}.") from None
+    canonical(value)
+
+
+def carriable(text: str) -> str:
+    """Return text as UTF-8 can carry it: a lone surrogate becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def sha256(data: bytes) -> str:
     """Return the SHA-256 of bytes as ``sha256:hex``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

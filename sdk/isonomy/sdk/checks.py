@@ -9,6 +9,7 @@ silent pass.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import pluggy
 
-from .canonical import require_finite
+from .canonical import require_declared, require_finite
 from .errors import ConfigError, InputError, PluginError
 from .hooks import PROJECT, Stages
 from .registry import nearest
@@ -74,7 +75,15 @@ class Check:
                 f"on_error must be block, allow or flag, not {on_error!r}.",
                 key=f"{self.id}.on_error",
             )
-        if not isinstance(timeout, int | float) or not 0 < timeout < 86_400:
+        observe = self.hooks.get("observe")
+        if observe is not None and inspect.iscoroutinefunction(observe[0]):
+            raise PluginError(
+                f"{self.use}.observe is async, and observers are called in the thread that the "
+                "event happens in. Write a plain function that hands the event on.",
+                plugin=self.use,
+            )
+        number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if not number or not 0 < timeout < 86_400:
             raise ConfigError(
                 f"timeout must be seconds between 0 and 86400, not {timeout!r}.",
                 key=f"{self.id}.timeout",
@@ -103,14 +112,9 @@ class Check:
 
     def with_id(self, id: str) -> Check:
         """Return the same check under another id."""
-        return Check(
-            self.plugin,
-            id=id,
-            stages=self.stages,
-            on_error=self.on_error,
-            timeout=self.timeout,
-            use=self.use if self.named else None,
-        )
+        same = copy.copy(self)
+        same.id = id
+        return same
 
     @property
     def settings(self) -> Any:
@@ -200,8 +204,8 @@ def _checked(verdict: Verdict) -> Verdict:
     """
     try:
         require_finite(verdict.score, "a verdict's score")
-        msgspec.convert(msgspec.to_builtins(verdict), Verdict, strict=True)
-    except (msgspec.ValidationError, InputError, TypeError) as error:
+        require_declared(verdict)
+    except (InputError, TypeError) as error:
         raise TypeError(f"the {verdict.name} verdict is malformed: {error}") from None
     return verdict
 

@@ -31,10 +31,13 @@ from typing import Any
 import msgspec
 
 from .decoding import decode
-from .errors import ConfigError, PluginError
+from .errors import ConfigError, InputError, PluginError
 from .generation import Backend, Sampling
 from .policy import Policy
 from .registry import Registry, nearest
+from .requests import checked
+
+_NO_MODEL = "the backend {!r} names no model: write NAME:MODEL, for example local:demo."
 
 
 class LogTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,9 +101,11 @@ def _split_backend(
             'names no backend: write use = "local:demo".', file=file, key="backend.use"
         )
     try:
-        factory, _ = _factory(spec, registry)
+        factory, argument = _factory(spec, registry)
     except PluginError as error:
         raise ConfigError(str(error), file=file, key="backend.use") from error
+    if not argument:
+        raise ConfigError(_NO_MODEL.format(spec), file=file, key="backend.use")
     drawn = {field.name for field in msgspec.structs.fields(Sampling)} - {"candidate"}
     accepted = {
         name
@@ -121,7 +126,10 @@ def _split_backend(
                 file=file,
                 key=f"backend.{key}",
             )
-    return spec, options, decode(sampling, Sampling, file=file, key="backend")
+    try:
+        return spec, options, checked(decode(sampling, Sampling, file=file, key="backend"))
+    except InputError as error:
+        raise ConfigError(str(error), file=file, key="backend") from None
 
 
 def _factory(spec: str, registry: Registry) -> tuple[Any, str]:
@@ -141,9 +149,7 @@ def open_backend(spec: str, registry: Registry | None = None, **options: Any) ->
     """
     factory, argument = _factory(spec, registry or Registry())
     if not argument:
-        raise ConfigError(
-            f"the backend {spec!r} names no model: write NAME:MODEL, for example local:demo."
-        )
+        raise ConfigError(_NO_MODEL.format(spec))
     try:
         backend: Backend = factory(argument, **options)
     except TypeError as error:

@@ -27,9 +27,10 @@ class InputError(IsonomyError):
 
 
 class ConfigError(IsonomyError):
-    """A configuration is wrong; `file` and `key` say where."""
+    """A configuration is wrong; `file` and `key` say where, `problem` what."""
 
     def __init__(self, message: str, *, file: str | None = None, key: str | None = None) -> None:
+        self.problem = message
         self.file = file
         self.key = key
         where = ": ".join(part for part in (file, key) if part)

@@ -16,14 +16,13 @@ import msgspec
 
 from . import config
 from .asking import Blocking, OnLoop, Waiting, drive
-from .canonical import canonical
 from .errors import ConfigError, InputError
 from .generation import Backend, Request, Sampling
 from .log import Log
 from .performing import Performance, Reply, perform
 from .policy import Policy
 from .registry import Registry
-from .requests import as_messages, merged, new_call_id
+from .requests import as_call, as_documents, as_messages, checked, merged, new_call_id
 from .scribe import Scribe
 from .trail import Live
 from .vocabulary import Call, Document, Message
@@ -67,14 +66,19 @@ class Guard:
     ) -> None:
         registry = Registry(plugins)
         self.policy = policy if isinstance(policy, Policy) else Policy(policy, registry=registry)
+        self.sampling = checked(sampling or Sampling())
         self.backend = _open_backend(backend, self.policy.registry, options or {})
-        self.sampling = sampling or Sampling()
         self._secrets = secrets
         self._workers = Workers()
         self._closed = False
         self.log: Log | None = None
         if log is not None:
-            self.log = log if isinstance(log, Log) else _open_log(log)
+            try:
+                self.log = log if isinstance(log, Log) else _open_log(log)
+            except BaseException:
+                if self.backend is not backend:  # opened here
+                    self.backend.close()
+                raise
 
     @classmethod
     def from_file(
@@ -190,21 +194,20 @@ class Guard:
             raise InputError("this guard is closed. Make a new one.")
         parsed = as_messages(messages)
         call_id = new_call_id()
-        call = Call(
+        call = as_call(
             id=call_id,
             session=session or call_id,
             subject=subject or session or call_id,
             actor=actor,
             tags=tags or {},
         )
-        canonical(call)
-        drawn = self.backend.resolve(merged(sampling, self.sampling))
+        drawn = self.backend.resolve(checked(merged(sampling, self.sampling)))
         if drawn.seed is None:
             drawn = msgspec.structs.replace(drawn, seed=int.from_bytes(os.urandom(8), "big") >> 1)
         performance = Performance(
             call=call,
             messages=parsed,
-            documents=documents,
+            documents=as_documents(documents),
             request=Request(messages=parsed),
             sampling=drawn,
             world=Live(self.backend, self._secrets),

@@ -3,7 +3,7 @@
 A plugin is any object (or module) with methods (or functions) marked `hookimpl` and named like a
 hook below. A method may take any subset of the hook's arguments, by name. Hooks are called in the
 policy's order, one plugin at a time, so that what one replaced is what the next one sees. Return
-`None` to abstain. A hook may be `async def`.
+`None` to abstain. A hook may be `async def`, except `observe`.
 
 `ctx` is the plugin's only door to the outside world (see `isonomy.sdk.context.Context`): clock,
 randomness, secrets, effects, nested generation. What comes through it is recorded and handed back

@@ -3,9 +3,9 @@
 Rules, for every stage that gives verdicts:
 
 1. Checks are asked in the policy's order; what one replaced is what the next one sees.
-2. A check has settled on a content when it passed it or made it. As long as some check has not
-   settled on the content as it stands, it is asked again; after `max_rounds` extra passes the stage
-   blocks, since checks that undo each other never end.
+2. A check has settled on a content when it judged it or made it. As long as some check has not
+   settled on the content as it stands, it is asked again; if that is so after `max_rounds` extra
+   passes, the stage blocks, since checks that undo each other never end.
 3. `Block` ends the stage at once. A `Retry` or `AskHuman` lets the remaining checks speak, so that
    a later `Block` still wins.
 4. A check that raises, hangs or returns nonsense did not pass: its `on_error` decides, and the
@@ -22,14 +22,14 @@ from typing import Any, Literal
 import msgspec
 
 from .asking import Answer, Waiting, ask
-from .canonical import canonical, digest_of, require_finite
+from .canonical import canonical, carriable, digest_of, require_declared, require_finite
 from .checks import Check, verdict_of_callable, verdict_of_hook
 from .context import Context
 from .errors import InputError
 from .events import Critiqued, Failed, Judged, Ranked, Revised, Unjudged
 from .generation import Generation, Request, Sampling
 from .policy import Policy
-from .trail import Trail
+from .trail import ReplayedError, Trail
 from .vocabulary import (
     SEVERITY,
     AskHuman,
@@ -248,15 +248,23 @@ class Pipeline:
         settled: dict[tuple[str, str], str] = {}
         judged: dict[str, bool] = {}
         feedback: str | None = None
-        for _ in range(self.policy.max_rounds + 2):
-            quiet = True
+        human = False
+
+        def unsettled() -> bool:
+            return any(
+                settled.get((check.id, question.target)) != digest_of(question.seen)
+                for check in checks
+                for question in questions(check, content)
+            )
+
+        for _ in range(self.policy.max_rounds + 1):
+            changed = False
             for check in checks:
                 for question in questions(check, content):
                     before = digest_of(question.seen)
                     key = (check.id, question.target)
                     if settled.get(key) == before:
                         continue
-                    quiet = False
                     apply = partial(replaced, content, question.target)
                     verdict, after = await self._judge(stage, check, question, before, apply)
                     judged[question.target] = judged.get(question.target, False) or (
@@ -265,14 +273,17 @@ class Pipeline:
                     settled[key] = before
                     if isinstance(verdict, Replace):
                         content = after
+                        changed = True
                         for now in questions(check, content):
                             if now.target == question.target:
                                 settled[key] = digest_of(now.seen)
-                    elif isinstance(verdict, Block | AskHuman):
+                    elif isinstance(verdict, Block):
                         return Judgement(content, blocked=True)
+                    elif isinstance(verdict, AskHuman):
+                        human = True
                     elif isinstance(verdict, Retry):
                         feedback = feedback or verdict.feedback
-            if quiet:
+            if not changed or not unsettled():
                 break
         else:
             self.standing.note(
@@ -283,7 +294,7 @@ class Pipeline:
             if not done:
                 self.trail.add(Unjudged(stage=stage, round=self.rounds, target=target))
                 self.standing.note("flag", None, f"every check at {stage} abstained")
-        return Judgement(content, feedback=feedback)
+        return Judgement(content, blocked=human, feedback=feedback)
 
     async def _judge(
         self,
@@ -410,7 +421,7 @@ class Pipeline:
         kind: Literal["error", "timeout", "invalid"],
         error: BaseException,
     ) -> Verdict | None:
-        message = f"{error}" or type(error).__name__
+        name, message = _described(error)
         self.trail.add(
             Failed(
                 stage=stage,
@@ -418,7 +429,7 @@ class Pipeline:
                 round=self.rounds,
                 target=target,
                 kind=kind,
-                error=type(error).__name__,
+                error=name,
                 message=message,
                 became=check.on_error,
                 before=before,
@@ -495,6 +506,16 @@ def _reraise(answer: Answer) -> None:
         raise answer.error
 
 
+def _described(error: BaseException) -> tuple[str, str]:
+    """Return an error's type name and message, as text that can be recorded."""
+    name = error.type_name if isinstance(error, ReplayedError) else type(error).__name__
+    try:
+        message = str(error)
+    except Exception:  # third-party code again
+        message = ""
+    return name, carriable(message) or name
+
+
 def _reason(verdict: Verdict) -> str | None:
     return getattr(verdict, "reason", None) or getattr(verdict, "feedback", None)
 
@@ -537,12 +558,14 @@ def _as_critiques(value: Any) -> tuple[Critique, ...]:
         if not isinstance(critique, Critique):
             raise TypeError(f"critique must return Critiques, not {type(critique).__name__}")
         require_finite(critique.score, "a critique's score")
+        require_declared(critique)
     return critiques
 
 
 def _as_candidate(value: Any) -> Candidate:
     if not isinstance(value, Candidate):
         raise TypeError(f"revise must return a Candidate or None, not {type(value).__name__}")
+    require_declared(value)
     return value
 
 
@@ -554,4 +577,5 @@ def _as_ranking(value: Any) -> Ranking:
             require_finite(score, "a ranking's score")
         except InputError as error:
             raise TypeError(str(error)) from None
+    require_declared(value)
     return value

@@ -97,14 +97,20 @@ class Policy:
         Two that were given the same id are refused.
         """
         taken: set[str] = set()
+        for check in checks:
+            if check.given_id and check.id in taken:
+                raise ConfigError(
+                    f"two checks have the id {check.id!r}; ids are unique.", key="policy.checks"
+                )
+            if check.given_id:
+                taken.add(check.id)
         unique = []
         for check in checks:
+            if check.given_id:
+                unique.append(check)
+                continue
             id, number = check.id, 1
             while id in taken:
-                if check.given_id:
-                    raise ConfigError(
-                        f"two checks have the id {id!r}; ids are unique.", key="policy.checks"
-                    )
                 number += 1
                 id = f"{check.id}-{number}"
             taken.add(id)
@@ -148,7 +154,7 @@ class Policy:
                 written=table,
             )
         except ConfigError as error:
-            raise ConfigError(str(error), file=file) from None
+            raise ConfigError(error.problem, file=file, key=error.key or "policy") from None
 
     def at(self, stage: Stage) -> tuple[Check, ...]:
         """Return the checks asked at a stage, in order."""
@@ -219,4 +225,7 @@ def _check_from(row: Mapping[str, Any], registry: Registry, *, file: str | None,
             use=terms.use,
         )
     except ConfigError as error:
-        raise ConfigError(str(error), file=file, key=key) from None
+        term = (error.key or "").rpartition(".")[2]
+        raise ConfigError(error.problem, file=file, key=f"{key}.{term}") from None
+    except PluginError as error:
+        raise ConfigError(str(error), file=file, key=f"{key}.use") from None

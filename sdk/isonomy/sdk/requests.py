@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from .canonical import canonical
+from .canonical import canonical, require_declared, require_finite
 from .errors import InputError
 from .generation import Sampling
-from .vocabulary import Message
+from .vocabulary import Call, Document, Message, Text
 
 
 def merged(first: Sampling | None, second: Sampling) -> Sampling:
@@ -28,6 +28,47 @@ def merged(first: Sampling | None, second: Sampling) -> Sampling:
     return msgspec.structs.replace(first, **filled)
 
 
+def checked(sampling: Sampling) -> Sampling:
+    """Return `sampling`.
+
+    Raises:
+        InputError: a value is of the wrong type, not finite, or no unsigned 64-bit seed.
+    """
+    require_declared(sampling)
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        require_finite(getattr(sampling, name), f"sampling.{name}")
+    if sampling.seed is not None and not 0 <= sampling.seed < 1 << 64:
+        raise InputError(f"sampling.seed must be from 0 to 2**64 - 1, not {sampling.seed}.")
+    return sampling
+
+
+def as_documents(documents: Any) -> tuple[Document, ...]:
+    """Return retrieved documents.
+
+    Raises:
+        InputError: one of them is no `Document`, or malformed.
+    """
+    taken = tuple(documents)
+    for index, document in enumerate(taken):
+        if not isinstance(document, Document):
+            raise InputError(
+                f"documents[{index}] must be a Document, not {type(document).__name__}."
+            )
+        require_declared(document)
+    return taken
+
+
+def as_call(**fields: Any) -> Call:
+    """Return a call.
+
+    Raises:
+        InputError: an id, a name or a tag is no text that UTF-8 can carry.
+    """
+    call = Call(**fields)
+    require_declared(call)
+    return call
+
+
 def as_messages(messages: Any) -> tuple[Message, ...]:
     """Return what a caller passed as messages.
 
@@ -38,7 +79,9 @@ def as_messages(messages: Any) -> tuple[Message, ...]:
         if not messages.strip():
             raise InputError("the prompt is empty. Pass some text.")
         parsed: tuple[Message, ...] = (Message.of("user", messages),)
-    elif isinstance(messages, Message) or not isinstance(messages, Sequence):
+    elif isinstance(messages, Message | bytes | bytearray | memoryview) or not isinstance(
+        messages, Sequence
+    ):
         raise InputError(
             f"messages must be a string or a list of messages, not {type(messages).__name__}."
         )
@@ -46,12 +89,22 @@ def as_messages(messages: Any) -> tuple[Message, ...]:
         parsed = tuple(_as_message(message, index) for index, message in enumerate(messages))
     if not parsed:
         raise InputError("there are no messages. Pass at least one.")
+    if not any(_says_something(message) for message in parsed):
+        raise InputError("every message is empty. Pass some text.")
     canonical(parsed)
     return parsed
 
 
+def _says_something(message: Message) -> bool:
+    return any(not isinstance(part, Text) or part.text.strip() for part in message.content)
+
+
 def _as_message(message: Any, index: int) -> Message:
     if isinstance(message, Message):
+        try:
+            require_declared(message)
+        except InputError as error:
+            raise InputError(f"messages[{index}]: {error}") from None
         return message
     if isinstance(message, dict) and set(message) == {"role", "content"}:
         content = message["content"]
@@ -60,7 +113,7 @@ def _as_message(message: Any, index: int) -> Message:
             return msgspec.convert(
                 {"type": "message", "role": message["role"], "content": parts}, Message
             )
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, RecursionError) as error:
             raise InputError(f"messages[{index}]: {error}.") from None
     raise InputError(
         f"messages[{index}] must be a Message or a dictionary with exactly the keys role and "
