@@ -46,5 +46,7 @@ int remember(int code, const char* text, int layer) noexcept {
 
 }  // namespace iso
 
+extern "C" uint64_t iso_float_state(void) { return iso::read_state(); }
+extern "C" void iso_set_float_state(uint64_t state) { iso::write_state(state); }
 extern "C" const char* iso_last_error(void) { return iso::last_error; }
 extern "C" int iso_error_layer(void) { return iso::last_layer; }

@@ -51,6 +51,9 @@ ISO_API const char* iso_isa(void);         // the one in use
 ISO_API int iso_set_isa(const char* name); // process-wide; changes speed, never bits
 ISO_API int iso_threads(void);
 ISO_API int iso_set_threads(int threads);  // 1 .. 1024, the caller included
+// For tests: the calling thread's floating-point control register (MXCSR, FPCR), which no call depends on or changes.
+ISO_API uint64_t iso_float_state(void);
+ISO_API void iso_set_float_state(uint64_t state);
 
 // ---- operations ----
 ISO_API int iso_function(int function, const float* x, float* y, size_t n);

@@ -37,10 +37,10 @@ Session::Session(Decoder& decoder, size_t capacity) : decoder_(decoder), capacit
     require(capacity > 0 && capacity <= count(c.max_positions),
             "a session's capacity must be between 1 and the model's maximal number of positions");
     room_ = panels_of(capacity) * PANEL;
-    tables_ = decoder.tables(capacity);
     const size_t heads = count(c.layers) * count(c.kv_heads);
     keys_ = Buffer<float>(heads * room_ * count(c.head_dim));
     values_ = Buffer<float>(heads * room_ * panels_of(count(c.head_dim)) * PANEL);
+    tables_ = decoder.tables(capacity);
 }
 
 void Session::truncate(size_t length) {

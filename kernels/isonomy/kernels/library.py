@@ -103,6 +103,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # result, arguments
     "iso_set_isa": (c_int, (c_char_p,)),
     "iso_threads": (c_int, ()),
     "iso_set_threads": (c_int, (_I,)),
+    "iso_float_state": (c_uint64, ()),
+    "iso_set_float_state": (None, (c_uint64,)),
     "iso_function": (c_int, (_I, _P, _P, _N)),
     "iso_binary": (c_int, (_I, _P, _P, _P, _N)),
     "iso_softmax": (c_int, (_P, _P, _N, _N)),
