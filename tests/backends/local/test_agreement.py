@@ -298,19 +298,44 @@ def test_a_template_in_its_own_file_and_named_ones(tmp_path: Path, build: Simple
     assert both() == ("own Hello!", "own Hello!")
 
 
-def test_named_tokens_that_the_tokenizer_does_not_mark(
-    tmp_path: Path, build: SimpleNamespace
-) -> None:
-    """transformers makes every named token special, at the id it has."""
+def plain_tokenizer() -> Any:
+    """A tokenizer whose own file marks no token as special."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    plain = Tokenizer(models.BPE({"</s>": 0, "<": 1, "/": 2, "s": 3, ">": 4, "a": 5}, []))
-    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    plain.decoder = decoders.ByteLevel()
+    vocab = {"</s>": 0, "<": 1, "/": 2, "s": 3, ">": 4, "a": 5, "b": 6, "Ġ": 7}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("config", "older"),
+    [
+        ({"eos_token": "</s>", "bos_token": None}, None),
+        ({"eos_token": "a", "bos_token": None}, {"eos_token": "</s>"}),
+        (
+            {"eos_token": None, "bos_token": None}
+            | {"added_tokens_decoder": {"0": {"content": "</s>", "special": True}}},
+            {"eos_token": "a"},
+        ),
+    ],
+)
+def test_tokens_that_the_tokenizer_does_not_mark(
+    config: dict[str, Any], older: dict[str, Any] | None, tmp_path: Path, build: SimpleNamespace
+) -> None:
+    """transformers makes every named token special, at the id it has."""
     folder = build.checkpoint(tmp_path)
-    build.write_tokenizer(folder, plain, eos_token="</s>", bos_token=None)
-    ours = load(folder).tokenizer
+    build.write_tokenizer(folder, plain_tokenizer(), chat_template="{{ eos_token }}", **config)
+    if older is not None:
+        build.write_json(folder / "special_tokens_map.json", older)
+    loaded = load(folder)
     reference = transformers.AutoTokenizer.from_pretrained(folder)
-    expected = reference("a</s>a", add_special_tokens=False)["input_ids"]
-    assert ours.encode("a</s>a", context=100) == expected == [5, 0, 5]
-    assert ours.decode(expected) == reference.decode(expected, skip_special_tokens=True) == "aa"
+    expected = reference("a</s> b", add_special_tokens=False)["input_ids"]
+    assert loaded.tokenizer.encode("a</s> b", context=100) == expected == [5, 0, 7, 6]
+    theirs = reference.decode(expected, skip_special_tokens=True)
+    assert loaded.tokenizer.decode(expected) == theirs == "a b"
+    messages = [{"role": "user", "content": "x"}]
+    assert loaded.template.render(messages) == reference.apply_chat_template(
+        messages, tokenize=False
+    )

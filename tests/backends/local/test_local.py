@@ -178,6 +178,11 @@ def test_an_empty_prompt(backend: Local, messages: tuple[Message, ...]) -> None:
         backend.generate(Request(messages=messages))
 
 
+def test_text_that_is_no_text(backend: Local) -> None:
+    with pytest.raises(InputError, match="can't read this text"):
+        backend.generate(ask("a lone surrogate: \ud800"))
+
+
 def test_a_template_that_says_nothing(shared_checkpoint: Path) -> None:
     with pytest.raises(InputError, match="the prompt is empty"):
         Local(shared_checkpoint, chat_template="{# nothing #}").generate(ask())

@@ -44,8 +44,13 @@ class AddedToken(msgspec.Struct, frozen=True):
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
-    normalized: bool = False
+    normalized: bool | None = None
     special: bool = False
+
+    def options(self) -> dict[str, bool]:
+        """Return the flags that are given, as the library takes them."""
+        flags = {name: getattr(self, name) for name in self.__struct_fields__ if name != "content"}
+        return {name: flag for name, flag in flags.items() if flag is not None}
 
 
 class TokenizerConfig(msgspec.Struct, frozen=True):
@@ -73,23 +78,30 @@ class TokenizerConfig(msgspec.Struct, frozen=True):
 
 
 def read_config(folder: Path) -> TokenizerConfig:
-    """Read ``tokenizer_config.json``; ``special_tokens_map.json`` names what it does not.
+    """Read ``tokenizer_config.json`` and, as transformers does, the older file beside it.
+
+    ``special_tokens_map.json`` has the last word on names, unless the configuration is of the newer
+    kind that lists all added tokens.
 
     Raises:
         DamagedModel: one of them is there and can't be read.
     """
-    merged: dict[str, Any] = {}
-    for name in (SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-            msgspec.convert(raw, TokenizerConfig)
-        except (msgspec.MsgspecError, UnicodeDecodeError, OSError, RecursionError) as error:
-            raise DamagedModel(path, f"can't be read ({error}). Fetch the file again.") from None
-        merged |= {key: value for key, value in raw.items() if value is not None}
-    return msgspec.convert(merged, TokenizerConfig)
+    settings = _object(folder / TOKENIZER_CONFIG)
+    if "added_tokens_decoder" not in settings:
+        named = _object(folder / SPECIAL_TOKENS_MAP)
+        settings |= {name: named[name] for name in NAMED if name in named}
+    return msgspec.convert(settings, TokenizerConfig)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        msgspec.convert(raw, TokenizerConfig)
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise DamagedModel(path, f"can't be read ({error}). Fetch the file again.") from None
+    return raw
 
 
 class Tokenizer:
@@ -163,7 +175,7 @@ class Tokenizer:
                     + f" that {TOKENIZER_CONFIG} names. Use two files that belong together.",
                 )
             if text not in known:
-                added = library.AddedToken(**msgspec.to_builtins(token))
+                added = library.AddedToken(text, **token.options())
                 add = self._tokenizer.add_special_tokens if token.special else None
                 (add or self._tokenizer.add_tokens)([added])
 
