@@ -3,6 +3,7 @@
 #include "elementwise.hpp"
 
 #include "kernels.hpp"
+#include "rope_table.hpp"
 
 namespace iso::ISO_NS {
 
@@ -54,10 +55,10 @@ void rope(const float* x, const float* cosines, const float* sines, size_t half,
 
 void rope_table(const double* frequencies, size_t half, int64_t position, float factor, float* cosines, float* sines) {
     for (size_t i = 0; i < half; ++i) {
-        double sine, cosine;
-        sincos64(double(position) * frequencies[i], &sine, &cosine);
-        cosines[i] = float(cosine) * factor;
-        sines[i] = float(sine) * factor;
+        float sine, cosine;
+        cr_sincos(double(position) * frequencies[i], &sine, &cosine);
+        cosines[i] = cosine * factor;
+        sines[i] = sine * factor;
     }
 }
 

@@ -131,6 +131,8 @@ int iso_embedding(const int32_t* ids, size_t rows, const void* table, int storag
 int iso_rope_tables(const double* frequencies, size_t half, size_t positions, double attention_factor, float* cosines,
                     float* sines) {
     return guarded([&] {
+        for (size_t i = 0; i < half; ++i)
+            require(frequencies[i] >= 0 && frequencies[i] <= 1e9, "frequencies must be between 0 and 1e9");
         const Kernels& k = kernels();
         in_rows(positions, [&](size_t p) {
             k.rope_table(frequencies, half, int64_t(p), float(attention_factor), cosines + p * half, sines + p * half);
