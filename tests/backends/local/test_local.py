@@ -247,6 +247,30 @@ def test_identity(backend: Local, shared_checkpoint: Path) -> None:
     msgspec.json.encode(identity)
 
 
+def test_options_that_matter_open_the_same_backend_again(shared_checkpoint: Path) -> None:
+    backend = Local(
+        shared_checkpoint,
+        temperature=0.9,
+        seed=3,
+        stop=["x", "y"],
+        max_tokens=12,
+        context=99,
+        chat_template="{{ messages[0].content }}",
+        prompt_chunk=5,
+    )
+    identity = backend.identity()
+    stored = msgspec.json.decode(msgspec.json.encode(identity))
+    assert "prompt_chunk" not in stored["options"]
+    again = Local(identity.spec.removeprefix("local:"), **stored["options"])
+    assert again.identity().options == identity.options
+    assert again.identity().artefacts == identity.artefacts
+    assert again.identity().numerics == identity.numerics
+    assert again.resolve(Sampling()) == backend.resolve(Sampling())
+    first, second = backend.generate(ask()), again.generate(ask())
+    assert (first.tokens, first.content) == (second.tokens, second.content)
+    assert Local(shared_checkpoint).identity().options == {}
+
+
 def test_agenerate_gives_the_same(backend: Local) -> None:
     request = ask(temperature=0.8, seed=11)
     pieces: list[str] = []

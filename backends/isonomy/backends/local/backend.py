@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from isonomy.sdk.errors import BackendError, InputError
 from isonomy.sdk.generation import Generation, Identity, Request, Sampling, Usage
 from isonomy.sdk.vocabulary import Message, Text
@@ -96,6 +98,15 @@ class Local:
             folder = Path(model).expanduser().absolute()
             self._name = folder.name
             self._spec = f"local:{folder}"
+        self._options = {
+            name: value
+            for name, value in (
+                *msgspec.structs.asdict(options).items(),
+                ("context", context),
+                ("chat_template", chat_template),
+            )
+            if value is not None and value != () and name != "candidate"
+        }
         self._checkpoint: Checkpoint | None = load(
             folder, context=context, chat_template=chat_template, expect=expect
         )
@@ -113,6 +124,7 @@ class Local:
                 provider=BACKEND,
                 model=self._name,
                 spec=self._spec,
+                options=self._options,
                 deterministic=True,
                 artefacts=loaded.artefacts,
                 numerics={
