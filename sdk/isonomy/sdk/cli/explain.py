@@ -66,12 +66,13 @@ def timeline(stored: StoredCall) -> Iterator[str]:
         from datetime import UTC, datetime
 
         started = datetime.fromtimestamp(intent.wall_ns / 1e9, UTC)
-        yield f"  when     {started:%Y-%m-%d %H:%M:%S.%f} UTC on {intent.host}, process {intent.process}"
+        where = f"on {intent.host}, process {intent.process}"
+        yield f"  when     {started:%Y-%m-%d %H:%M:%S.%f} UTC {where}"
         yield f"  session  {intent.session}" + (f", actor {intent.actor}" if intent.actor else "")
         yield f"  model    {intent.identity.spec} ({intent.identity.provider})"
         if "model" in intent.identity.artefacts:
             yield f"           {intent.identity.artefacts['model']}"
-        yield f"  policy   {intent.policy_name}, {len(intent.checks)} checks, {intent.policy_digest}"
+        yield f"  policy   {intent.policy_name} {intent.policy_digest}, {len(intent.checks)} checks"
         yield f"  sampling {_sampling(intent.sampling)}"
     yield "timeline"
     table = stored.messages
@@ -120,7 +121,8 @@ def _tell(event: Event) -> str:
             why = getattr(verdict, "reason", "") or getattr(verdict, "feedback", "")
             return f"{place} {verdict.name} {event.target}{f': {why}' if why else ''}{took}"
         case events.Failed():
-            return f"{place} {event.kind}, counts as {event.became}: {event.error}: {event.message}{took}"
+            what = f"{event.kind}, counts as {event.became}"
+            return f"{place} {what}: {event.error}: {event.message}{took}"
         case events.Unjudged():
             return f"{place} every check abstained on {event.target}: flagged"
         case events.Effect():

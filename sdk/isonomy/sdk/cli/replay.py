@@ -34,9 +34,8 @@ def replay_command(
 
     results = []
     with ReplayLog(log_directory(log)) as replay_log:
-        ids = replay_log.calls() if every else [call or ""]
-        for call_id in ids:
-            result = replay_separately(replay_log.call(call_id), plugins=plugins)
+        for stored in replay_log.calls() if every else [replay_log.call(call or "")]:
+            result = replay_separately(stored, plugins=plugins)
             results.append(result)
             if not as_json:
                 click.echo(f"{result.call_id}  {printable(result.sentence())}")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
 from .output import json_option, log_directory, log_option, write_json
+
+if TYPE_CHECKING:
+    from isonomy.replay import ReplayLog, Report
 
 
 @click.command("verify")
@@ -17,13 +23,38 @@ def verify_command(log: str | None, as_json: bool) -> None:
     """
     import msgspec
 
-    from isonomy.replay import ReplayLog, printable
+    from isonomy.replay import ReplayLog
 
     with ReplayLog(log_directory(log)) as replay_log:
-        report = replay_log.verify()
+        report = with_progress(replay_log)
     if as_json:
         write_json({**msgspec.to_builtins(report), "intact": report.intact})
     else:
-        for line in report.lines():
-            click.echo(printable(line))
+        write_report(report)
     raise click.exceptions.Exit(0 if report.intact else 1)
+
+
+def with_progress(replay_log: ReplayLog) -> Report:
+    """Verify, with a progress bar on standard error where that is a terminal."""
+    if not sys.stderr.isatty():
+        return replay_log.verify()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("verifying", total=None)
+        return replay_log.verify(
+            progress=lambda done, total: progress.update(bar, completed=done, total=total)
+        )
+
+
+def write_report(report: Report) -> None:
+    """Print what a verification found."""
+    from isonomy.replay import printable
+
+    for finding in report.findings:
+        click.echo(f"DAMAGED  {printable(str(finding))}")
+    state = "intact" if report.intact else f"damaged: {len(report.findings)} findings"
+    click.echo(f"{state}: {report.records} records, {report.rows} rows of audit.duckdb compared")
+    for note in report.notes:
+        click.echo(f"note: {printable(note)}")
