@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from isonomy.backends.local import DamagedModel, NotCovered
-from isonomy.backends.local.config import FAMILIES, HARMLESS, Architecture, architecture
+from isonomy.backends.local.config import FAMILIES, Architecture, architecture
+from isonomy.backends.local.config_keys import HARMLESS
 
 BASE: dict[str, Any] = {
     "model_type": "llama",

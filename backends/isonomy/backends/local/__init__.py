@@ -2,7 +2,7 @@
 
 `Local` is all there is to use; see backends/README.md. The modules, each with one idea:
 
-- `config`: config.json to an architecture, every key accounted for
+- `config`, `config_keys`: config.json to an architecture, every key accounted for
 - `weights`: safetensors, checked and hashed
 - `tokenizer`, `template`: messages to ids and back
 - `defaults`: generation_config.json and ranges of sampling
