@@ -1,9 +1,9 @@
 """From ``config.json`` to an `Architecture`: what the model computes, or why it is refused.
 
 Every key of ``config.json`` is one of four things: a field of its family's struct (understood), in
-the tables of `config_keys` as harmless, or as covered at one value only, or refused by name. Defaults of absent keys are those of transformers'
-configuration classes; a test holds them together. Nothing here reads a file or needs the extra
-`local`.
+the tables of `config_keys` as harmless, or as covered at one value only, or refused by name.
+Defaults of absent keys are those of transformers' configuration classes; a test holds them
+together. Nothing here reads a file or needs the extra `local`.
 """
 
 from __future__ import annotations
