@@ -1,5 +1,4 @@
-"""Random-weight checkpoints in the shapes of real models, written as ordinary checkpoint
-folders."""
+"""Random-weight checkpoints in the shapes of real models, as ordinary folders."""
 
 from __future__ import annotations
 

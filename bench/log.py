@@ -1,0 +1,89 @@
+"""What recording costs: the journal beside a bare SQLite insert of the same bytes, both flushed."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .measuring import alternate, median, table
+
+if TYPE_CHECKING:
+    from isonomy.sdk.records import Entry
+
+BYTES = 4096
+
+
+def main(*, repetitions: int = 300, quick: bool = False) -> str:
+    """Return append times and ingestion speed as a Markdown table."""
+    from isonomy.replay import ReplayLog, open_log
+
+    repetitions = 50 if quick else repetitions
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bare = sqlite3.connect(folder / "bare.sqlite", isolation_level=None)
+        bare.execute("pragma journal_mode=wal")
+        bare.execute("pragma synchronous=full")
+        bare.execute("create table records (sequence integer primary key, body blob)")
+        log = open_log(str(folder / "log"))
+
+        def insert() -> float:
+            body = os.urandom(BYTES)
+            started = time.perf_counter()
+            bare.execute("insert into records (body) values (?)", (body,))
+            return time.perf_counter() - started
+
+        def append() -> float:
+            entry = _entry(os.urandom(BYTES // 2).hex())
+            started = time.perf_counter()
+            log.append([entry])
+            return time.perf_counter() - started
+
+        times = alternate({"bare": insert, "ours": append}, repetitions=repetitions, warm_up=20)
+        bare.close()
+        log.close()
+        with ReplayLog(folder / "log") as reader:
+            started = time.perf_counter()
+            reader.refresh()
+            ingested = repetitions / (time.perf_counter() - started)
+    old, new = median(times["bare"]) * 1e6, median(times["ours"]) * 1e6
+    rows = [
+        ["bare SQLite insert, WAL, synchronous=FULL, µs", f"{old:.0f}"],
+        ["journal append of one record with one payload, µs", f"{new:.0f}"],
+        ["ratio", f"{new / old:.2f}"],
+        ["records/s into DuckDB, subprocess start included", f"{ingested:.0f}"],
+    ]
+    return f"{BYTES} bytes a record, medians of {repetitions} alternating runs\n\n" + table(
+        ["what", "figure"], rows
+    )
+
+
+def _entry(text: str) -> Entry:
+    """Return a result record that holds `text` as its output."""
+    from isonomy.sdk.canonical import canonical
+    from isonomy.sdk.generation import Usage
+    from isonomy.sdk.records import Entry, Output, Payload, Result
+    from isonomy.sdk.requests import new_call_id
+
+    call_id = new_call_id()
+    record = Result(
+        call_id=call_id,
+        session="bench",
+        subject="bench",
+        wall_ns=time.time_ns(),
+        monotonic_ns=time.monotonic_ns(),
+        host="bench",
+        process=os.getpid(),
+        verdict="allow",
+        finish_reason="stop",
+        usage=Usage(1, 1),
+        rounds=0,
+        duration_ns=1,
+    )
+    return Entry(
+        record,
+        (Payload("events", canonical([])), Payload("output", canonical(Output(text=text)))),
+    )
