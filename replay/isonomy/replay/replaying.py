@@ -187,7 +187,8 @@ def _backend_of(identity: Identity, plugins: Collection[str]) -> Backend:
     from isonomy.sdk.registry import Registry
 
     try:
-        backend = open_backend(identity.spec, Registry(plugins, trusted=plugins))
+        registry = Registry(plugins, trusted=plugins)
+        backend = open_backend(identity.spec, registry, **identity.options)
     except IsonomyError as error:
         raise Refusal(f"the model {identity.spec!r} can't be opened: {error}") from error
     try:

@@ -111,7 +111,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Who answers: written to every record, and compared before a replay re-executes anything.
 
-    `spec` is what `open_backend` takes to open it again (``local:demo``). `artefacts` are digests
+    `spec` is what `open_backend` takes to open it again (``local:demo``), `options` the keywords
+    that matter to its answers (never secrets). `artefacts` are digests
     (``algorithm:hex``) of weights, tokenizer, chat_template, config, rope tables and `model` as a
     whole; `numerics` the kernel configuration that can matter (numerics version, weight type,
     coverage manifest); `runtime` what must not (instruction set, threads, library digest,
@@ -121,6 +122,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     provider: str
     model: str
     spec: str
+    options: dict[str, Any] = {}
     deterministic: bool = False
     artefacts: dict[str, str] = {}
     numerics: dict[str, Any] = {}
