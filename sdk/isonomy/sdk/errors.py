@@ -17,6 +17,11 @@ Every error carries its context as attributes and says in its last sentence what
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .generation import Attempt
+
 
 class IsonomyError(Exception):
     """Base of every error that Isonomy raises on purpose."""
@@ -86,11 +91,19 @@ class ContextLength(BackendError):
 class RemoteError(BackendError):
     """An endpoint answered with an error or not at all.
 
-    `status` is the HTTP status, if there was one.
+    `status` is the HTTP status, if there was one; `attempts` every try that was made.
     """
 
-    def __init__(self, message: str, *, backend: str, status: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        backend: str,
+        status: int | None = None,
+        attempts: tuple[Attempt, ...] = (),
+    ) -> None:
         self.status = status
+        self.attempts = attempts
         super().__init__(message, backend=backend)
 
 

@@ -1,0 +1,1 @@
+"""What remote backends share: the chat-completions format, and recorded retries."""
