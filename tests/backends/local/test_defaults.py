@@ -31,7 +31,7 @@ def test_without_the_file(tmp_path: Path) -> None:
         min_p=0.0,
         repetition_penalty=1.0,
         max_tokens=MAX_TOKENS,
-        seed=0,
+        seed=None,
     )
 
 

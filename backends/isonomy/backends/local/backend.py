@@ -36,7 +36,8 @@ class Local:
             (config.json, safetensors, tokenizer.json, chat template).
         temperature: Default of `Sampling.temperature`, as for the following; what none of request,
             options and the checkpoint's generation_config.json say is as in transformers, the
-            longest answer 1024 tokens, and the seed 0.
+            longest answer 1024 tokens; the seed stays open (the guard draws one a call, a bare
+            backend takes 0).
         top_p: See `temperature`.
         top_k: See `temperature`.
         min_p: See `temperature`.

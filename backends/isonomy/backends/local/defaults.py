@@ -23,9 +23,6 @@ GENERATION_CONFIG = "generation_config.json"
 MAX_TOKENS = 1024
 """The longest answer where neither the request, the options nor the checkpoint says otherwise."""
 
-SEED = 0
-"""The seed of a request that brings none; the pipeline always brings one."""
-
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "assistant_early_exit": (None,),
     "bad_words_ids": (None,),
@@ -127,7 +124,6 @@ class GenerationConfig(msgspec.Struct, frozen=True, kw_only=True):
             min_p=0.0 if self.min_p is None else self.min_p,
             repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
             max_tokens=self.max_new_tokens or MAX_TOKENS,
-            seed=SEED,
         )
 
 
