@@ -40,6 +40,8 @@ class _Job:
             return
         try:
             result = self.context.run(self.function)
+        except StopIteration as error:  # no coroutine can pass it on
+            self.future.set_exception(_as_error(error))
         except Exception as error:
             self.future.set_exception(error)
         except BaseException as error:
