@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import blake3
+
 from isonomy.sdk import events as ev
 from isonomy.sdk.canonical import canonical, digest_of
 from isonomy.sdk.generation import Attempt, Generation, Identity, Sampling, TokenTrace, Usage

@@ -36,15 +36,19 @@ def create_tables(connection: duckdb.DuckDBPyConnection, schema: str = "stored")
         connection.execute(f"CREATE TABLE {schema}.{name} ({listed})")
 
 
-def create_views(connection: duckdb.DuckDBPyConnection) -> None:
-    """Create the views, with a comment on each and on each of their columns."""
+def create_views(connection: duckdb.DuckDBPyConnection, *, documented: bool = True) -> None:
+    """Create the views, with a comment on each and on each of their columns if `documented`."""
+    statements: list[str] = []
     for name, view in VIEWS.items():
-        connection.execute(f"CREATE VIEW main.{name} AS {view.sql}")
-        connection.execute(f"COMMENT ON VIEW main.{name} IS {literal(view.comment)}")
-        for column in view.columns:
-            connection.execute(
-                f'COMMENT ON COLUMN main.{name}."{column}" IS {literal(COMMENTS[name, column])}'
-            )
+        statements.append(f"CREATE VIEW main.{name} AS {view.sql}")
+        if not documented:
+            continue
+        statements.append(f"COMMENT ON VIEW main.{name} IS {literal(view.comment)}")
+        statements += (
+            f'COMMENT ON COLUMN main.{name}."{column}" IS {literal(COMMENTS[name, column])}'
+            for column in view.columns
+        )
+    connection.execute(";".join(statements))
 
 
 def create_unions(connection: duckdb.DuckDBPyConnection, sources: Sequence[str]) -> None:

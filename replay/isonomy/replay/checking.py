@@ -23,6 +23,9 @@ _LEAF = msgspec.json.Decoder(LeafContent)
 _RECORD = msgspec.json.Decoder(Record)
 _EVENTS = msgspec.json.Decoder(tuple[Event, ...])
 
+FIRST = -(1 << 63)
+"""Below every sequence number that a damaged row could hold."""
+
 Subjects = dict[Any, tuple[Any, Any]]
 """Row of a subject: its name (`None` for shared content) and key."""
 
@@ -84,14 +87,26 @@ def last_sequence(connection: sqlite3.Connection) -> int:
 
 
 def read(
-    connection: sqlite3.Connection, first: int, last: int, *, batch: int = 500
+    connection: sqlite3.Connection, after: int = FIRST, *, batch: int = 500
 ) -> Iterator[RawRecord]:
-    """Yield the records from `first` to `last`, both included, in sequence.
+    """Yield the records beyond `after` (else all of them), in sequence.
 
     Raises `sqlite3.Error` where pages are damaged.
     """
-    for start in range(first, last + 1, batch):
-        yield from _read_batch(connection, "BETWEEN ? AND ?", (start, min(start + batch - 1, last)))
+    while True:
+        found = connection.execute(
+            "SELECT sequence FROM records WHERE sequence > ? ORDER BY sequence LIMIT ?",
+            (after, batch),
+        ).fetchall()
+        if not found:
+            return
+        yield from read_range(connection, found[0][0], found[-1][0])
+        after = found[-1][0]
+
+
+def read_range(connection: sqlite3.Connection, first: int, last: int) -> Iterator[RawRecord]:
+    """Yield the records from `first` to `last`, both included; they must be few."""
+    yield from _read_batch(connection, "BETWEEN ? AND ?", (first, last))
 
 
 def read_call(connection: sqlite3.Connection, call_id: str) -> Iterator[RawRecord]:
@@ -117,7 +132,8 @@ def _read_batch(
         " ORDER BY sequence",
         parameters,
     ):
-        yield RawRecord(*row, payloads.get(row[0], []))
+        sequence, call_id, kind, leaf, hash_ = row
+        yield RawRecord(sequence, call_id, kind, leaf, hash_, payloads.get(sequence, []))
 
 
 def examine(raw: RawRecord, known: Subjects) -> Examined:

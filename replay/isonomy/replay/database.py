@@ -15,6 +15,7 @@ Invariants
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -49,6 +50,15 @@ TABLES: Final = (
 )
 """`records.leaf` holds the hashed bytes; the columns beside it are for finding. `payloads` ties the
 payload at `position` of a leaf to its stored content and holds the salt of its commitment."""
+
+
+def defined(sql: str) -> tuple[str, str, str]:
+    """Return kind, name and table of what one of `TABLES` defines."""
+    words = sql.split()
+    at = words.index("TABLE") if "TABLE" in words else words.index("INDEX")
+    name = words[at + 1]
+    table = name if words[at] == "TABLE" else words[words.index("ON") + 1]
+    return words[at].lower(), name, table
 
 
 @contextmanager
@@ -114,7 +124,7 @@ def connect(
         uri, uri=True, isolation_level=None, timeout=busy_seconds, check_same_thread=False
     )
     try:
-        if hasattr(connection, "setconfig"):  # Python 3.12
+        if sys.version_info >= (3, 12):
             connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, True)
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA trusted_schema=OFF")
@@ -154,7 +164,8 @@ def create(connection: sqlite3.Connection, log_id: str) -> None:
 
 def is_empty(connection: sqlite3.Connection) -> bool:
     """Tell whether the file holds no table at all."""
-    return connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+    (count,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    return not count
 
 
 def check(

@@ -35,6 +35,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+
 from isonomy.sdk.canonical import canonical
 
 SALT_BYTES = 32

@@ -120,7 +120,7 @@ def _fill(directory: LogDirectory, journal: sqlite3.Connection, log_id: str) -> 
                     file=JOURNAL,
                 )
             records = rows = 0
-            for batch in _batches(journal, marks[0] + 1, last):
+            for batch in _batches(journal, marks[0]):
                 rows += _store(connection, journal, batch, marks, log_id)
                 records += len(batch)
             connection.execute("CHECKPOINT")
@@ -128,7 +128,7 @@ def _fill(directory: LogDirectory, journal: sqlite3.Connection, log_id: str) -> 
             connection.close()
         if records or rebuilt or not directory.audit.exists():
             _publish(directory)
-        return Ingested(records, rows, last, rebuilt)
+        return Ingested(records, rows, marks[0], rebuilt)
     except duckdb.Error as error:
         raise LogUnwritable(
             f"The DuckDB log of {directory} can't be written ({error}). Check that its disk has "
@@ -152,7 +152,9 @@ def _open(directory: LogDirectory, log_id: str) -> tuple[duckdb.DuckDBPyConnecti
     import duckdb
 
     fresh = not directory.ingest.exists()
-    connection = duckdb.connect(str(directory.ingest), config={"threads": 2})
+    connection = duckdb.connect(
+        str(directory.ingest), config={"threads": 2, "checkpoint_threshold": "1GB"}
+    )
     try:
         directory.ingest.chmod(0o600)
         if fresh:
@@ -179,11 +181,9 @@ def _state(log_id: str, marks: list[int]) -> dict[str, object]:
     }
 
 
-def _batches(
-    journal: sqlite3.Connection, first: int, last: int
-) -> Iterator[list[checking.RawRecord]]:
+def _batches(journal: sqlite3.Connection, after: int) -> Iterator[list[checking.RawRecord]]:
     batch: list[checking.RawRecord] = []
-    for raw in checking.read(journal, first, last):
+    for raw in checking.read(journal, after):
         batch.append(raw)
         if len(batch) == BATCH:
             yield batch

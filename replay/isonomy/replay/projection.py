@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -31,6 +31,7 @@ from isonomy.sdk.vocabulary import Message
 from .checking import Examined
 
 Row = tuple[Any, ...]
+_T = TypeVar("_T")
 
 TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     "records": (
@@ -167,8 +168,8 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("token_ids", "BIGINT[]"),
         ("token_texts", "VARCHAR[]"),
         ("token_logprobs", "FLOAT[]"),
-        ("token_digests", "BLOB[]"),
-        ("token_chains", "BLOB[]"),
+        ("token_digests", "BLOB"),
+        ("token_chains", "BLOB"),
     ),
     "damaged": (
         ("record", "BIGINT"),
@@ -404,14 +405,13 @@ def _tokens(generation: Generation) -> Row:
         return (None,) * 6
     count = len(trace.ids)
     logprobs = trace.logprobs[: len(trace.logprobs) // 4 * 4]
-    digests = [trace.digests[at : at + 32] for at in range(0, len(trace.digests), 32)]
     return (
         trace.chain,
         [_big(each) for each in trace.ids],
         _fitted(list(trace.texts), count),
         _fitted(list(struct.unpack(f"<{len(logprobs) // 4}f", logprobs)), count),
-        _fitted(digests, count),
-        _fitted(chain_of(trace.digests), count),
+        trace.digests,
+        b"".join(chain_of(trace.digests)),
     )
 
 
@@ -429,7 +429,7 @@ def _json(value: Any) -> str:
     return canonical(value).decode()
 
 
-def _decode(body: bytes | None, type: Any) -> Any:
+def _decode(body: bytes | None, type: type[_T]) -> _T | None:
     if body is None:
         return None
     try:

@@ -131,7 +131,7 @@ def _called(function: Any) -> str:
 
 
 class Source:
-    """What a query is answered from: the published file, if there is one, and the tail beyond it."""
+    """What a query is answered from: the published file, if any, and the tail beyond it."""
 
     def __init__(self, directory: LogDirectory) -> None:
         """Open a fresh in-memory connection and attach the published file.
@@ -179,14 +179,19 @@ class Source:
             raise damaged(self.directory, error) from error
         self.attached = True
 
-    def add_tail(self, rows: Projection, contents: Mapping[int, bytes]) -> None:
-        """Add rows beyond the published file, build the views, and lock everything."""
+    def add_tail(
+        self, rows: Projection, contents: Mapping[int, bytes], *, documented: bool
+    ) -> None:
+        """Add rows beyond the published file, build the views, and lock everything.
+
+        Comments on columns take most of the time that building views takes, hence `documented`.
+        """
         audit.create_tables(self.connection, "tail")
         audit.insert(self.connection, rows, contents.items(), "tail")
         audit.create_unions(
             self.connection, ["audit.stored", "tail"] if self.attached else ["tail"]
         )
-        audit.create_views(self.connection)
+        audit.create_views(self.connection, documented=documented)
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .verification import Report
 
 TAIL_LIMIT = 2000
-"""Records beyond the published DuckDB log up to which a query reads them from the journal itself."""
+"""Records beyond the published DuckDB log that a query reads from the journal itself, at most."""
 
 
 class ReplayLog:
@@ -113,7 +113,7 @@ class ReplayLog:
         """
         source, rows, contents = self._source()
         try:
-            source.add_tail(rows, contents)
+            source.add_tail(rows, contents, documented="duckdb_" in query.lower())
             return source.run(query, params)
         except BaseException:
             source.connection.close()
@@ -151,7 +151,7 @@ class ReplayLog:
                     if last - source.marks[0] > TAIL_LIMIT and not attempt and self._refreshed():
                         source.connection.close()
                         continue
-                    tail = list(checking.read(journal, source.marks[0] + 1, last))
+                    tail = list(checking.read(journal, source.marks[0]))
                     rows, contents = projected(journal, tail, source.marks[1])
                     return source, rows, contents
             except BaseException:

@@ -243,8 +243,8 @@ _DEFINITIONS: Final = {
     "tokens": _view(
         "FROM (SELECT call_id, sequence, record, unnest(generate_series(0, len(token_ids) - 1)) AS "
         "step, unnest(token_ids) AS token_id, unnest(token_texts) AS text,"
-        " unnest(token_logprobs) AS logprob, unnest(token_digests) AS digest,"
-        " unnest(token_chains) AS chain FROM stored.generations WHERE len(token_ids) > 0) t",
+        " unnest(token_logprobs) AS logprob, token_digests, token_chains"
+        " FROM stored.generations WHERE len(token_ids) > 0) t",
         "One row a generated token, on backends that give evidence of every step.",
         (
             ("call_id", "t.call_id", _CALL),
@@ -257,10 +257,16 @@ _DEFINITIONS: Final = {
             ("token_id", "t.token_id", "the token's id in the model's vocabulary"),
             ("text", "t.text", "piece of text the token stands for"),
             ("logprob", "t.logprob", "log-probability, binary32, the bits as computed"),
-            ("digest", "lower(hex(t.digest))", "BLAKE3 of the step's logits, hexadecimal"),
+            (
+                "digest",
+                "nullif(lower(hex(array_slice(t.token_digests, 32 * t.step + 1, 32 * t.step + "
+                "32))), '')",
+                "BLAKE3 of the step's logits, hexadecimal",
+            ),
             (
                 "chain",
-                "lower(hex(t.chain))",
+                "nullif(lower(hex(array_slice(t.token_chains, 32 * t.step + 1, 32 * t.step + "
+                "32))), '')",
                 "running chain after this step: BLAKE3(previous chain || digest), from 32 zero "
                 "bytes",
             ),

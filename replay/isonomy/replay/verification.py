@@ -1,0 +1,372 @@
+"""Verification: does the log still hold, byte for byte, what was written?
+
+From the journal's stored bytes every hash is derived again (leaf, commitments, addresses), every
+column beside a leaf is compared with it, and the order is compared with the file `leaves`; missing,
+added, swapped and doubled records are looked for, and content that belongs to nothing. From those
+hashed bytes the rows of every view are derived again and compared with what `audit.duckdb` holds.
+Every finding names the file, and the record and call where it has one.
+
+What can't be shown from inside: that nobody rewrote the whole log, or cut its end from every file.
+The report says so.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from isonomy.sdk.errors import LogError
+
+from . import checking, database
+from .checking import Examined
+from .directory import JOURNAL, LEAVES, LogDirectory
+from .errors import DamagedLog
+from .leaves import LeavesFile
+
+END_UNPROVEN = (
+    "The end is unproven: no checkpoint kept outside the log was given, so a log that was "
+    "rewritten as a whole, or cut short in all its files, would not show."
+)
+
+_BATCH = 500
+
+Progress = Callable[[int, int], None]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that is not as it was written.
+
+    `file` is its name in the log's directory; `sequence` and `call_id` say which record, where
+    one can be named.
+    """
+
+    file: str
+    problem: str
+    sequence: int | None = None
+    call_id: str | None = None
+
+    def __str__(self) -> str:
+        where = self.file
+        if self.sequence is not None:
+            where += f", record {self.sequence}"
+        if self.call_id is not None:
+            where += f" of call {self.call_id}"
+        return f"{where}: {self.problem}"
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verification found.
+
+    Attributes:
+        path: the log's directory.
+        records: how many records the journal holds.
+        audited: up to which record the rows of `audit.duckdb` were compared; 0 without the file.
+        rows: how many rows were compared.
+        findings: what is damaged; empty for an intact log.
+        notes: what the verification could not or need not show.
+    """
+
+    path: str
+    records: int
+    audited: int
+    rows: int
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+
+class Audited:
+    """What the comparison with a DuckDB log needs of the journal's check; see `audit_check`."""
+
+    def batch(self, examined: list[Examined], journal: sqlite3.Connection) -> None:
+        """Take the next records, in sequence."""
+
+    def end(self, journal: sqlite3.Connection, log_id: str | None) -> None:
+        """Take note that these were all."""
+
+
+def verify(directory: LogDirectory, *, progress: Progress | None = None) -> Report:
+    """Check the log in `directory`; damage is reported, never raised."""
+    from .audit_check import AuditCheck
+
+    findings: list[Finding] = []
+    notes = [END_UNPROVEN]
+    # The published file first, then `leaves`, then the journal: each knows at least what the one
+    # before it knew, so a log that is being written to stays free of false alarms.
+    audited = AuditCheck(directory, findings)
+    try:
+        records = verify_journal(directory, findings, audited=audited, progress=progress)
+    finally:
+        audited.close()
+    if not audited.present:
+        notes.append(
+            "There is no audit.duckdb yet; the first `isonomy sql` on a long log makes it."
+        )
+    return Report(
+        path=str(directory),
+        records=records,
+        audited=audited.last,
+        rows=audited.rows,
+        findings=tuple(findings),
+        notes=tuple(notes),
+    )
+
+
+def verify_journal(
+    directory: LogDirectory,
+    findings: list[Finding],
+    *,
+    audited: Audited | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Check the journal and `leaves`, add what is found to `findings`, return the record count."""
+    leaves, marked = _open_leaves(directory, findings)
+    try:
+        try:
+            journal = database.connect(directory, writable=False)
+        except sqlite3.Error as error:
+            findings.append(_failed(error, directory))
+            return 0
+        try:
+            check = _JournalCheck(journal, directory, leaves, marked, findings)
+            return check.run(audited, progress)
+        except sqlite3.Error as error:
+            findings.append(_failed(error, directory))
+            return 0
+        finally:
+            journal.close()
+    finally:
+        if leaves is not None:
+            leaves.close()
+
+
+def _open_leaves(directory: LogDirectory, findings: list[Finding]) -> tuple[LeavesFile | None, int]:
+    try:
+        leaves = LeavesFile(directory.leaves, writable=False)
+        return leaves, leaves.last()
+    except OSError as error:
+        findings.append(
+            Finding(file=LEAVES, problem=f"it can't be read ({error.strerror or error})")
+        )
+        return None, 0
+
+
+def _failed(error: sqlite3.Error, directory: LogDirectory) -> Finding:
+    name = getattr(error, "sqlite_errorname", None)
+    return Finding(file=JOURNAL, problem=f"it can't be read ({error}{f', {name}' if name else ''})")
+
+
+class _JournalCheck:
+    def __init__(
+        self,
+        journal: sqlite3.Connection,
+        directory: LogDirectory,
+        leaves: LeavesFile | None,
+        marked: int,
+        findings: list[Finding],
+    ) -> None:
+        self.journal = journal
+        self.directory = directory
+        self.leaves = leaves
+        self.marked = marked
+        self.findings = findings
+        self.count = 0
+        self.last = 0
+
+    def run(self, audited: Audited | None, progress: Progress | None) -> int:
+        log_id = self.header()
+        if log_id is None:
+            return 0
+        self.journal.execute("BEGIN")
+        self.guarded(self.schema)
+        self.guarded(self.structure)
+        known = checking.subjects(self.journal)
+        (total,) = self.journal.execute("SELECT count(*) FROM records").fetchone()
+        for batch in self.batches():
+            examined = [checking.examine(raw, known) for raw in batch]
+            for each in examined:
+                self.record(each)
+            self.compare_leaves(examined)
+            if audited is not None:
+                audited.batch(examined, self.journal)
+            self.count += len(batch)
+            if progress is not None:
+                progress(self.count, max(total, self.count))
+        if self.marked > self.last:
+            self.missing(self.last + 1, self.marked, "the file leaves shows that they were there")
+        self.guarded(self.relations)
+        if audited is not None:
+            audited.end(self.journal, log_id)
+        return self.count
+
+    def find(
+        self, problem: str, *, sequence: int | None = None, call_id: str | None = None
+    ) -> None:
+        self.findings.append(
+            Finding(file=JOURNAL, problem=problem, sequence=sequence, call_id=call_id)
+        )
+
+    def guarded(self, step: Callable[[], None]) -> None:
+        """Run a step; what SQLite can't read is a finding, and the next step still runs."""
+        try:
+            step()
+        except sqlite3.Error as error:
+            self.findings.append(_failed(error, self.directory))
+
+    def header(self) -> str | None:
+        """Check what identifies the file; return the log's id, or `None` if it can't be read on."""
+        try:
+            meta = database.check(self.journal, self.directory, writing=False)
+        except LogError as error:
+            self.find(
+                "it is empty or not a journal any more"
+                if not isinstance(error, DamagedLog)
+                else "its header and its table meta disagree"
+            )
+            return None
+        if meta["schema"] != str(database.SCHEMA):
+            self.find(
+                f"it has schema {meta['schema']}, which this version can't verify: upgrade isonomy"
+            )
+            return None
+        if set(meta) != {"format", "schema", "log"} or len(meta["log"]) != 32:
+            self.find("its table meta was altered")
+        (mode,) = self.journal.execute("PRAGMA journal_mode").fetchone()
+        if mode != "wal":
+            self.find(f"its header asks for journal mode {mode} instead of wal")
+        return meta["log"]
+
+    def schema(self) -> None:
+        expected: dict[str, tuple[str, str, str | None]] = {
+            "sqlite_autoindex_subjects_1": ("index", "subjects", None)
+        }
+        for sql in database.TABLES:
+            kind, name, table = database.defined(sql)
+            expected[name] = (kind, table, sql)
+        found = {
+            str(name): (kind, table, sql)
+            for kind, name, table, sql in self.journal.execute(
+                "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+            )
+        }
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                self.find(f"the definition of {name} is not the one that was laid down")
+
+    def structure(self) -> None:
+        for (text,) in self.journal.execute("PRAGMA integrity_check(20)"):
+            if text != "ok":
+                self.find(f"SQLite's own check: {' '.join(str(text).split())}")
+
+    def batches(self) -> Iterator[list[checking.RawRecord]]:
+        """Yield the records; where pages can't be read, whatever records can be read one by one."""
+        after = checking.FIRST
+        while True:
+            try:
+                batch: list[checking.RawRecord] = []
+                for raw in checking.read(self.journal, after, batch=_BATCH):
+                    batch.append(raw)
+                    if len(batch) == _BATCH:
+                        break
+            except sqlite3.Error:
+                yield from self.singly(after)
+                return
+            if not batch:
+                return
+            yield batch
+            after = batch[-1].sequence
+
+    def singly(self, after: int) -> Iterator[list[checking.RawRecord]]:
+        for sequence in range(max(after + 1, 1), self.marked + 1):
+            try:
+                found = list(checking.read_range(self.journal, sequence, sequence))
+            except sqlite3.Error as error:
+                self.find(f"it can't be read ({error})", sequence=sequence)
+                self.last = sequence
+                continue
+            if found:
+                yield found
+
+    def record(self, examined: Examined) -> None:
+        sequence = examined.raw.sequence
+        if sequence < 1:
+            self.find("this is no sequence number", sequence=sequence, call_id=examined.call_id)
+            return
+        if sequence > self.last + 1:
+            self.missing(self.last + 1, sequence - 1, "the numbers have a gap")
+        self.last = max(self.last, sequence)
+        for problem in examined.problems:
+            self.find(problem, sequence=sequence, call_id=examined.call_id)
+
+    def missing(self, first: int, last: int, why: str) -> None:
+        which = f"record {first} is" if first == last else f"records {first} to {last} are"
+        self.find(f"{which} missing: {why}", sequence=first)
+
+    def compare_leaves(self, examined: list[Examined]) -> None:
+        if self.leaves is None:
+            return
+        numbers = [each.raw.sequence for each in examined]
+        contiguous = numbers[0] >= 1 and numbers[-1] - numbers[0] == len(numbers) - 1
+        known = self.leaves.read(numbers[0], len(numbers)) if contiguous else None
+        for at, each in enumerate(examined):
+            sequence = each.raw.sequence
+            if not 1 <= sequence <= self.marked:
+                continue
+            entry = known[at] if known is not None else self.leaves.read(sequence, 1)[0]
+            if entry is not None and entry != each.raw.leaf_hash:
+                self.findings.append(
+                    Finding(
+                        file=LEAVES,
+                        problem="its entry differs from the journal's leaf hash: either was altered, or records were "
+                        "swapped or replaced",
+                        sequence=sequence,
+                        call_id=each.call_id,
+                    )
+                )
+
+    def relations(self) -> None:
+        """Look for what no single record shows: doubled records, results without intent, orphans."""
+        ask = self.journal.execute
+        for sequence, call_id, first in ask(
+            "SELECT r.sequence, r.call_id, d.first FROM records r JOIN (SELECT leaf_hash, "
+            "min(sequence) AS first FROM records GROUP BY leaf_hash HAVING count(*) > 1) d"
+            " ON d.leaf_hash = r.leaf_hash AND r.sequence > d.first"
+        ):
+            self.find(f"it is a copy of record {first}", sequence=sequence, call_id=str(call_id))
+        for call_id, kind, last in ask(
+            "SELECT call_id, kind, max(sequence) FROM records WHERE kind IN ('intent', 'result')"
+            " GROUP BY call_id, kind HAVING count(*) > 1"
+        ):
+            self.find(f"its call has more than one {kind}", sequence=last, call_id=str(call_id))
+        for sequence, call_id in ask(
+            "SELECT sequence, call_id FROM records r WHERE kind = 'result' AND NOT EXISTS (SELECT "
+            "1 FROM records i WHERE i.call_id = r.call_id AND i.kind = 'intent' AND i.sequence < "
+            "r.sequence)"
+        ):
+            self.find(
+                "it is a result without an intent before it",
+                sequence=sequence,
+                call_id=str(call_id),
+            )
+        for (sequence,) in ask(
+            "SELECT DISTINCT sequence FROM payloads WHERE sequence NOT IN (SELECT sequence FROM "
+            "records)"
+        ):
+            self.find("there are payloads of a record that is not there", sequence=sequence)
+        for (content,) in ask(
+            "SELECT id FROM contents WHERE id NOT IN (SELECT content FROM payloads)"
+        ):
+            self.find(f"content {content} belongs to no record")
+        for (subject,) in ask(
+            "SELECT id FROM subjects WHERE id <> 0 AND id NOT IN (SELECT subject FROM contents)"
+        ):
+            self.find(f"subject {subject} has no content")
+        shared = ask("SELECT subject, key FROM subjects WHERE id = 0").fetchall()
+        if shared != [(None, bytes(32))]:
+            self.find("the row for shared content was altered")

@@ -1,0 +1,45 @@
+"""A log whose bytes are checked in: the scheme of `isonomy.replay.hashing` may never change.
+
+Write it anew (after a change of the schema version only) with: python -m tests.replay.golden
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from isonomy.replay import JournalLog
+from isonomy.sdk.records import Entry
+from tests.replay import making
+
+FOLDER = Path(__file__).parent / "log"
+
+
+def counted() -> Callable[[int], bytes]:
+    """Return an entropy source that gives the same bytes every time: SHA-256 of a counter."""
+    count = 0
+
+    def entropy(size: int) -> bytes:
+        nonlocal count
+        count += 1
+        return hashlib.sha256(count.to_bytes(8, "big")).digest()[:size]
+
+    return entropy
+
+
+def batches() -> list[list[Entry]]:
+    """Return what was appended, an append each."""
+    return [
+        [making.opening("golden-1")],
+        [making.intent("golden-1", "zażółć \x00 gęślą jaźń")],
+        [making.result("golden-1", ["hé", "llo"])],
+        making.call("golden-2", "zażółć \x00 gęślą jaźń", ["x"], blocked=True, session="session-2"),
+        [making.intent("golden-3", "unfinished", events=making.every_event())],
+    ]
+
+
+def write(path: Path) -> list[int]:
+    """Write the log to `path` and return the sequence numbers."""
+    with JournalLog(path, entropy=counted()) as log:
+        return [sequence for batch in batches() for sequence in log.append(batch)]
