@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from .canonical import canonical
-from .errors import InputError, PluginError
+from .errors import PluginError
 from .generation import Generation, Sampling
+from .requests import as_messages
 from .vocabulary import Message
 
 if TYPE_CHECKING:
@@ -38,11 +38,14 @@ class Context:
         self._check = check
         self._round = round
         self._rng: random.Random | None = None
+        self._nested = 0
+        self._first = len(trail.events)
         self._closed = False
 
     def close(self) -> None:
-        """End this context; later use raises `PluginError`."""
-        self._closed = True
+        """End this context; later use, and what is under way, raises `PluginError`."""
+        with self._trail.lock:
+            self._closed = True
 
     def _open(self) -> None:
         if self._closed:
@@ -55,7 +58,13 @@ class Context:
     def _take(self, kind: EffectKind, name: str, produce: Callable[[], Any]) -> Any:
         self._open()
         return self._trail.take(
-            kind, name, produce, stage=self._stage, check=self._check, round=self._round
+            kind,
+            name,
+            produce,
+            gate=self._open,
+            stage=self._stage,
+            check=self._check,
+            round=self._round,
         )
 
     def now(self) -> datetime:
@@ -83,30 +92,26 @@ class Context:
     def effect(self, name: str, function: Callable[[], T]) -> T:
         """Do something in the outside world and record what came back: plain JSON data.
 
-        An exception of `function` is recorded too, and raised again on replay as `ReplayedError`.
+        Plain are `None`, bools, ints, finite floats, text, lists, and dictionaries with text as
+        keys: what a replay can hand back as it was. An exception of `function` is recorded too, and
+        raised again on replay as `ReplayedError`.
 
         Raises:
             InputError: the result is not plain data.
         """
-
-        def produce() -> T:
-            value = function()
-            try:
-                canonical(value)
-            except InputError as error:
-                raise InputError(
-                    f"the effect {name!r} returned what can't be recorded: {error}"
-                ) from None
-            return value
-
-        result: T = self._take("effect", name, produce)
+        result: T = self._take("effect", name, function)
         return result
 
     async def aeffect(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
         """Like `effect`, for an async function."""
         self._open()
         result: T = await self._trail.atake(
-            name, function, stage=self._stage, check=self._check, round=self._round
+            name,
+            function,
+            gate=self._open,
+            stage=self._stage,
+            check=self._check,
+            round=self._round,
         )
         return result
 
@@ -118,20 +123,33 @@ class Context:
         It is recorded in full. On replay a deterministic backend generates it again and the bits
         are compared; any other is answered from the record.
         """
-        self._open()
         return self._trail.nested(
-            _messages(messages), sampling, stage=self._stage, check=self._check, round=self._round
+            as_messages(messages),
+            sampling,
+            number=self._next_nested(),
+            gate=self._open,
+            stage=self._stage,
+            check=self._check,
+            round=self._round,
         )
 
     async def agenerate(
         self, messages: str | tuple[Message, ...], *, sampling: Sampling | None = None
     ) -> Generation:
         """Like `generate`, from an async hook."""
-        self._open()
         return await self._trail.anested(
-            _messages(messages), sampling, stage=self._stage, check=self._check, round=self._round
+            as_messages(messages),
+            sampling,
+            number=self._next_nested(),
+            gate=self._open,
+            stage=self._stage,
+            check=self._check,
+            round=self._round,
         )
 
-
-def _messages(messages: str | tuple[Message, ...]) -> tuple[Message, ...]:
-    return (Message.of("user", messages),) if isinstance(messages, str) else tuple(messages)
+    def _next_nested(self) -> int:
+        """Number a nested generation, the same on replay whatever a check that hung had begun."""
+        self._open()
+        with self._trail.lock:
+            self._nested += 1
+            return self._first + self._nested

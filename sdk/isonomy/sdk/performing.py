@@ -15,7 +15,7 @@ import msgspec
 
 from .asking import Waiting
 from .diagnostics import logger
-from .errors import BackendError
+from .errors import IsonomyError, LogError
 from .events import Event, Generated
 from .generation import Request, Sampling, Usage
 from .pipeline import Pipeline
@@ -23,7 +23,7 @@ from .policy import Policy
 from .records import Output, RequestContent
 from .scribe import Scribe
 from .trail import Trail, World
-from .vocabulary import Call, Document, Message, Part, Text, VerdictName, text_of
+from .vocabulary import Call, Candidate, Document, Message, Part, Text, VerdictName, text_of
 from .workers import Workers
 
 
@@ -75,7 +75,7 @@ async def perform(
     """Perform a call: the one code path of live calls and replays.
 
     Raises:
-        BackendError: the model did not answer; the result is recorded first.
+        IsonomyError: the model did not answer; the result is recorded first.
         LogError: a record could not be made durable.
     """
     started = time.perf_counter_ns()
@@ -101,7 +101,8 @@ async def perform(
             response_format=performance.request.response_format,
         )
         entries.append(scribe.intent(performance.sampling, trail, content))
-    candidate, failure = None, None
+    candidate: Candidate | None = None
+    failure: IsonomyError | None = None
     if admitted is not None:
         if scribe is not None:
             await waiting.run(lambda: scribe.append(entries), workers)
@@ -109,9 +110,12 @@ async def perform(
         trail.settled()
         try:
             candidate = await pipeline.answer(admitted, performance.sampling, performance.request)
-        except BackendError as error:
+        except LogError:
+            raise
+        except IsonomyError as error:
             failure = error
     standing = pipeline.standing
+    reason = trail.scrub_text(standing.reason) if standing.reason else standing.reason
     refused = candidate is None and failure is None
     content_out: tuple[Part, ...] = ()
     if candidate is not None:
@@ -124,7 +128,7 @@ async def perform(
         content=content_out,
         refusal=refused,
         check=standing.check,
-        reason=standing.reason,
+        reason=reason,
         error=str(failure) if failure else None,
     )
     usage = _usage(trail.events)
@@ -150,7 +154,7 @@ async def perform(
         text=output.text or "",
         verdict=standing.verdict,
         check=standing.check,
-        reason=standing.reason,
+        reason=reason,
         output=output,
         finish_reason=finish,
         usage=usage,
@@ -172,7 +176,6 @@ def _observer(call: Call, observers: tuple[Any, ...]) -> Callable[[Event], None]
                     "observer_failed",
                     call_id=call.id,
                     error=type(error).__name__,
-                    message=str(error),
                 )
 
     return show

@@ -10,8 +10,9 @@ import time
 from functools import cache
 from typing import Any
 
+import msgspec
+
 from . import provenance
-from .canonical import canonical
 from .events import Event
 from .generation import Identity, Sampling, Usage
 from .log import Log
@@ -19,7 +20,7 @@ from .pipeline import Standing
 from .policy import Policy
 from .records import Entry, Intent, Opening, Output, Payload, RequestContent, Result, header_of
 from .trail import Trail
-from .vocabulary import Call
+from .vocabulary import Call, Message
 
 
 class Scribe:
@@ -53,12 +54,18 @@ class Scribe:
         events = trail.events[self._events :]
         bodies = trail.messages[self._messages :]
         payloads = [
-            Payload(f"message/{self._messages + index}", trail.scrub(body))
+            Payload(f"message/{self._messages + index}", self._scrubbed(trail, body))
             for index, body in enumerate(bodies)
         ]
         self._events += len(events)
         self._messages += len(bodies)
         return events, payloads
+
+    @staticmethod
+    def _scrubbed(trail: Trail, message: bytes) -> bytes:
+        if not trail.secrets:
+            return message
+        return trail.scrub(msgspec.json.decode(message, type=Message))
 
     def intent(self, sampling: Sampling, trail: Trail, content: RequestContent) -> Entry:
         """Build the intent record of what is known before the model is asked."""
@@ -82,8 +89,8 @@ class Scribe:
             (
                 Payload("policy", self._policy.written, shared=True),
                 *payloads,
-                Payload("request", trail.scrub(canonical(content))),
-                Payload("events", trail.scrub(canonical(events))),
+                Payload("request", trail.scrub(content)),
+                Payload("events", trail.scrub(events)),
             ),
         )
 
@@ -114,8 +121,8 @@ class Scribe:
             ),
             (
                 *payloads,
-                Payload("events", trail.scrub(canonical(events))),
-                Payload("output", trail.scrub(canonical(output))),
+                Payload("events", trail.scrub(events)),
+                Payload("output", trail.scrub(output)),
             ),
         )
 

@@ -10,18 +10,27 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from .canonical import canonical
-from .errors import BackendError, IsonomyError, PluginError
+from .canonical import canonical, carriable
+from .errors import BackendError, InputError, IsonomyError, PluginError
 from .events import BackendFailed, Effect, Event, Failed, Generated
 from .generation import Backend, Generation, Request, Sampling
 from .vocabulary import Message
 
+T = TypeVar("T")
+_IDENTIFIERS = frozenset(
+    ("stage", "check", "target", "kind", "became", "purpose", "role", "before", "after")
+)
+"""Fields that hold no content, and must read as they are whatever a secret looks like."""
 _NESTED_CANDIDATES = 1 << 16
 """Nested generations draw their noise as candidates from here on, apart from the call's own."""
+
+
+Gate = Callable[[], None]
+"""Raises `PluginError` when the check that asks is no longer waited for."""
 
 
 class World(Protocol):
@@ -72,7 +81,7 @@ class Live:
         try:
             value, error = produce(), None
         except Exception as raised:
-            value, error = None, (type(raised).__name__, str(raised))
+            value, error = None, (type(raised).__name__, carriable(str(raised)))
         return _timed(event, value, error, started)
 
     async def atake(self, event: Effect, produce: Callable[[], Awaitable[Any]]) -> Effect:
@@ -80,9 +89,8 @@ class Live:
         started = time.perf_counter_ns()
         try:
             value, error = await produce(), None
-            canonical(value)
         except Exception as raised:
-            value, error = None, (type(raised).__name__, str(raised))
+            value, error = None, (type(raised).__name__, carriable(str(raised)))
         return _timed(event, value, error, started)
 
     def secret(self, name: str) -> str:
@@ -143,6 +151,20 @@ class ReplayedError(Exception):
         super().__init__(message)
 
 
+def _plain(name: str, value: T) -> T:
+    """Return an effect's value if a replay can hand it back as it is."""
+    try:
+        same = msgspec.json.decode(canonical(value)) == value
+    except InputError as error:
+        raise InputError(f"the effect {name!r} returned what can't be recorded: {error}") from None
+    if not same:
+        raise InputError(
+            f"the effect {name!r} returned what does not read back from JSON as it is (a tuple, a "
+            "date, bytes, NaN). Return plain data: text, finite numbers, lists, dictionaries."
+        )
+    return value
+
+
 class Trail:
     """Events and messages of one call. Safe to use from the threads of its checks."""
 
@@ -162,13 +184,20 @@ class Trail:
         self._observe = observe
         self._before_effect = before_effect
         self._numbers: dict[bytes, int] = {}
-        self._nested = 0
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
-    def add(self, event: Event) -> Event:
-        """Give an event the next sequence number, append it, and show it to observers."""
-        with self._lock:
+    def add(self, event: Event, gate: Gate | None = None) -> Event:
+        """Give an event the next sequence number, append it, and show it to observers.
+
+        Raises:
+            PluginError: `gate` is closed: the call went on without the check that this is from.
+        """
+        with self.lock:
+            if gate is not None:
+                gate()
             event = msgspec.structs.replace(event, sequence=len(self.events))
+            if self.secrets:
+                event = self._scrubbed(event)
             self.events.append(event)
         if self._observe is not None:
             self._observe(event)
@@ -176,7 +205,7 @@ class Trail:
 
     def number(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the messages' numbers in the call's message table, entering new ones."""
-        with self._lock:
+        with self.lock:
             numbers = []
             for message in messages:
                 body = canonical(message)
@@ -191,9 +220,12 @@ class Trail:
         self._before_effect = None
 
     def _announce(self, check: str, name: str) -> None:
-        if self._before_effect is not None:
-            announce, self._before_effect = self._before_effect, None
-            announce(check, name)
+        if self._before_effect is None:
+            return
+        with self.lock:  # nobody goes on before the record is durable, and nobody after it failed
+            if self._before_effect is not None:
+                self._before_effect(check, name)
+                self._before_effect = None
 
     def take(
         self,
@@ -201,6 +233,7 @@ class Trail:
         name: str,
         produce: Callable[[], Any],
         *,
+        gate: Gate,
         stage: str,
         check: str,
         round: int,
@@ -215,7 +248,7 @@ class Trail:
 
         def guarded() -> Any:
             try:
-                return produce()
+                return _plain(name, produce())
             except Exception as error:
                 raised.append(error)
                 raise
@@ -223,13 +256,14 @@ class Trail:
         effect = self.world.take(
             Effect(stage=stage, check=check, round=round, kind=kind, name=name), guarded
         )
-        return self._record(effect, raised)
+        return self._record(effect, raised, gate)
 
     async def atake(
         self,
         name: str,
         produce: Callable[[], Awaitable[Any]],
         *,
+        gate: Gate,
         stage: str,
         check: str,
         round: int,
@@ -240,7 +274,7 @@ class Trail:
 
         async def guarded() -> Any:
             try:
-                return await produce()
+                return _plain(name, await produce())
             except Exception as error:
                 raised.append(error)
                 raise
@@ -249,10 +283,10 @@ class Trail:
             Effect(stage=stage, check=check, round=round, kind="effect", name=name),
             guarded,
         )
-        return self._record(effect, raised)
+        return self._record(effect, raised, gate)
 
-    def _record(self, effect: Effect, raised: list[Exception]) -> Any:
-        self.add(effect)
+    def _record(self, effect: Effect, raised: list[Exception], gate: Gate) -> Any:
+        self.add(effect, gate)
         if effect.error is not None:
             raise raised[0] if raised else ReplayedError(*effect.error)
         return effect.value
@@ -260,24 +294,43 @@ class Trail:
     def secret(self, name: str) -> str:
         """Return a secret and remember to scrub it from everything that is recorded."""
         value = self.world.secret(name)
-        self.secrets[value] = name
+        with self.lock:
+            if value:
+                self.secrets[value] = name
         return value
 
-    def scrub(self, body: bytes) -> bytes:
+    def scrub(self, value: Any) -> bytes:
         """Return canonical bytes with every secret handed out replaced by ``[secret NAME]``."""
-        for value, name in self.secrets.items():
-            if value:
-                inside = canonical(value)[1:-1]
-                body = body.replace(inside, canonical(f"[secret {name}]")[1:-1])
-        return body
+        return canonical(self._scrubbed(value) if self.secrets else value)
+
+    def scrub_text(self, text: str) -> str:
+        """Return text with every secret handed out replaced by ``[secret NAME]``."""
+        # The longest first: a secret may be part of another. JSON inside of text (a provider's raw
+        # response) holds secrets in their escaped form.
+        for value in sorted(self.secrets, key=len, reverse=True):
+            mask = f"[secret {self.secrets[value]}]"
+            text = text.replace(value, mask)
+            text = text.replace(canonical(value)[1:-1].decode(), canonical(mask)[1:-1].decode())
+        return text
+
+    def _scrubbed(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.scrub_text(value)
+        if isinstance(value, msgspec.Struct):
+            fields = [name for name in value.__struct_fields__ if name not in _IDENTIFIERS]
+            clean = {name: self._scrubbed(getattr(value, name)) for name in fields}
+            return msgspec.structs.replace(value, **clean)
+        if isinstance(value, list | tuple):
+            return type(value)([self._scrubbed(item) for item in value])
+        if isinstance(value, dict):
+            return {self._scrubbed(key): self._scrubbed(item) for key, item in value.items()}
+        return value
 
     def _request(
-        self, messages: tuple[Message, ...], sampling: Sampling | None, check: str
+        self, messages: tuple[Message, ...], sampling: Sampling | None, check: str, number: int
     ) -> tuple[Request, int]:
         self._announce(check, "generate")
-        with self._lock:
-            self._nested += 1
-            candidate = _NESTED_CANDIDATES + self._nested
+        candidate = _NESTED_CANDIDATES + number
         chosen = msgspec.structs.replace(sampling or self._sampling, candidate=candidate)
         if chosen.seed is None:
             chosen = msgspec.structs.replace(chosen, seed=self._sampling.seed)
@@ -288,14 +341,22 @@ class Trail:
         messages: tuple[Message, ...],
         sampling: Sampling | None,
         *,
+        number: int,
+        gate: Gate,
         stage: str,
         check: str,
         round: int,
     ) -> Generation:
         """Answer a plugin's own request."""
-        request, candidate = self._request(messages, sampling, check)
+        request, candidate = self._request(messages, sampling, check, number)
         return self.generate(
-            request, purpose="nested", candidate=candidate, stage=stage, check=check, round=round
+            request,
+            gate,
+            purpose="nested",
+            candidate=candidate,
+            stage=stage,
+            check=check,
+            round=round,
         )
 
     async def anested(
@@ -303,47 +364,65 @@ class Trail:
         messages: tuple[Message, ...],
         sampling: Sampling | None,
         *,
+        number: int,
+        gate: Gate,
         stage: str,
         check: str,
         round: int,
     ) -> Generation:
         """Answer an async plugin's own request."""
-        request, candidate = self._request(messages, sampling, check)
+        request, candidate = self._request(messages, sampling, check, number)
         return await self.agenerate(
-            request, purpose="nested", candidate=candidate, stage=stage, check=check, round=round
+            request,
+            gate,
+            purpose="nested",
+            candidate=candidate,
+            stage=stage,
+            check=check,
+            round=round,
         )
 
-    def generate(self, request: Request, **place: Any) -> Generation:
+    def generate(self, request: Request, gate: Gate | None = None, **place: Any) -> Generation:
         """Ask the world for a generation and record it, or the error that came instead."""
         started = time.perf_counter_ns()
         try:
             generation = self.world.generate(request)
-        except BackendError as error:
-            raise self._failed(error, place, started) from None
-        return self._generated(request, generation, place, started)
+        except IsonomyError as error:
+            raise self._failed(error, place, started, gate) from None
+        return self._generated(request, generation, place, started, gate)
 
-    async def agenerate(self, request: Request, **place: Any) -> Generation:
+    async def agenerate(
+        self, request: Request, gate: Gate | None = None, **place: Any
+    ) -> Generation:
         """Like `generate`, without blocking the loop."""
         started = time.perf_counter_ns()
         try:
             generation = await self.world.agenerate(request)
-        except BackendError as error:
-            raise self._failed(error, place, started) from None
-        return self._generated(request, generation, place, started)
+        except IsonomyError as error:
+            raise self._failed(error, place, started, gate) from None
+        return self._generated(request, generation, place, started, gate)
 
-    def _failed(self, error: BackendError, place: Mapping[str, Any], started: int) -> BackendError:
+    def _failed(
+        self, error: IsonomyError, place: Mapping[str, Any], started: int, gate: Gate | None
+    ) -> IsonomyError:
         self.add(
             BackendFailed(
                 error=type(error).__name__,
-                message=str(error),
+                message=carriable(str(error)),
                 duration_ns=time.perf_counter_ns() - started,
                 **place,
-            )
+            ),
+            gate,
         )
         return error
 
     def _generated(
-        self, request: Request, generation: Generation, place: Mapping[str, Any], started: int
+        self,
+        request: Request,
+        generation: Generation,
+        place: Mapping[str, Any],
+        started: int,
+        gate: Gate | None,
     ) -> Generation:
         self.add(
             Generated(
@@ -352,6 +431,7 @@ class Trail:
                 generation=generation,
                 duration_ns=time.perf_counter_ns() - started,
                 **place,
-            )
+            ),
+            gate,
         )
         return generation
