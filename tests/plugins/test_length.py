@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isonomy.plugins import Length
@@ -79,6 +79,7 @@ def test_a_cut_parts_no_letter(text: str, unit: Any, most: int, content: str) ->
     assert verdict.content == content
 
 
+@settings(deadline=None)
 @given(
     st.text(max_size=60),
     st.integers(1, 30),

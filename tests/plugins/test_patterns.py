@@ -3,7 +3,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isonomy.plugins import Patterns
@@ -100,6 +100,7 @@ def test_overlapping_places_are_redacted_together() -> None:
     assert verdict.content == "# #, # ##"
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="aé漢😀\u0301 b\n\ud800", max_size=40))
 def test_spans_are_characters_of_the_string(text: str) -> None:
     check = Patterns(deny=("a", "漢.", "😀+"), action="flag")
@@ -116,6 +117,7 @@ def test_spans_are_characters_of_the_string(text: str) -> None:
             assert text[end : end + 1] != "😀"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30), st.lists(st.integers(0, 30)))
 def test_offsets(text: str, offsets: list[int]) -> None:
     data = to_utf8(text)

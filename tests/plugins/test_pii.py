@@ -186,6 +186,7 @@ findings = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(findings, st.randoms())
 def test_overlaps_are_merged_whatever_the_order(reports: list[Finding], rng: Any) -> None:
     merged = resolve(reports)
@@ -210,6 +211,7 @@ def test_the_longest_names_what_overlaps() -> None:
     assert resolve(partly) == [Finding(0, 14, "card", "x", merged=True)]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="a1١１\u200b\u00ad\u2011 é", max_size=30))
 def test_folding_keeps_places(text: str) -> None:
     folded = fold(text)

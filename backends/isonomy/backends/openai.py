@@ -140,6 +140,7 @@ class OpenAI:
             model=self._model,
             spec=f"openai:{self._model}",
             deterministic=False,
+            options={} if self._official else {"base_url": self._base_url.partition("?")[0]},
             runtime={"openai": version("openai")},
         )
 

@@ -426,8 +426,10 @@ def test_identity(endpoint: Any, opened: Opened) -> None:
     assert identity.provider == endpoint.url.split("/")[2]
     assert (identity.model, identity.spec) == ("org/small", "openai:org/small")
     assert not identity.deterministic
+    assert identity.options == {"base_url": endpoint.url}
+    assert KEY not in repr(opened(base_url=f"{endpoint.url}?key={KEY}").identity())
     official = opened(base_url="https://api.openai.com/v1").identity()
-    assert official.provider == "openai"
+    assert (official.provider, official.options) == ("openai", {})
 
 
 def test_environment(endpoint: Any) -> None:

@@ -1,12 +1,13 @@
 import asyncio
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isonomy.backends.remote.retries import Backoff, Failure, persist
 from isonomy.sdk.generation import Attempt
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True), st.floats(0, 100))
 def test_waits_are_bounded(number: int, draw: float, longest: float) -> None:
     backoff = Backoff(first=0.5, longest=longest)
