@@ -10,13 +10,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from .canonical import canonical, carriable
+from .canonical import canonical, carriable, require_declared
 from .errors import BackendError, InputError, IsonomyError, PluginError
-from .events import BackendFailed, Effect, Event, Failed, Generated
+from .events import BackendFailed, Effect, Event, Generated
 from .generation import Backend, Generation, Request, Sampling
 from .vocabulary import Message
 
@@ -31,6 +31,14 @@ _NESTED_CANDIDATES = 1 << 16
 
 Gate = Callable[[], None]
 """Raises `PluginError` when the check that asks is no longer waited for."""
+
+
+class Asker(NamedTuple):
+    """Who asks the model: a check's hook in its round, or (no check) the call itself."""
+
+    stage: str
+    check: str | None
+    round: int
 
 
 class World(Protocol):
@@ -48,21 +56,27 @@ class World(Protocol):
         """Return a secret."""
         ...
 
-    def generate(self, request: Request) -> Generation:
+    def generate(self, request: Request, asker: Asker) -> Generation:
         """Answer a request."""
         ...
 
-    async def agenerate(self, request: Request) -> Generation:
+    async def agenerate(self, request: Request, asker: Asker) -> Generation:
         """Like `generate`, without blocking the loop."""
         ...
 
-    def foretold(
-        self, *, stage: str, check: str, target: str, round: int
-    ) -> tuple[Effect | Failed, ...]:
+    def patience(self, timeout: float) -> float:
+        """Return how many seconds to wait for a check that may take `timeout`."""
+        ...
+
+    def foretold(self, *, stage: str, check: str, target: str, round: int) -> tuple[Event, ...]:
         """Return what must be handed back instead of asking the check.
 
-        A recorded timeout, after its effects.
+        A recorded timeout (`Failed`), after what the check took from the world until then.
         """
+        ...
+
+    def said(self, event: Generated) -> tuple[Message, ...]:
+        """Return the messages that a foretold generation answered."""
         ...
 
 
@@ -103,28 +117,34 @@ class Live:
             )
         return value
 
-    def generate(self, request: Request) -> Generation:
+    def generate(self, request: Request, asker: Asker | None = None) -> Generation:
         """Ask the backend; whatever it raises becomes a `BackendError`."""
         try:
-            return self._backend.generate(request)
+            return _usable(self._backend.generate(request), self._backend)
         except IsonomyError:
             raise
         except Exception as error:
             raise _wrapped(error, self._backend) from error
 
-    async def agenerate(self, request: Request) -> Generation:
+    async def agenerate(self, request: Request, asker: Asker | None = None) -> Generation:
         """Ask the backend without blocking the loop."""
         try:
-            return await self._backend.agenerate(request)
+            return _usable(await self._backend.agenerate(request), self._backend)
         except IsonomyError:
             raise
         except Exception as error:
             raise _wrapped(error, self._backend) from error
 
-    def foretold(
-        self, *, stage: str, check: str, target: str, round: int
-    ) -> tuple[Effect | Failed, ...]:
+    def patience(self, timeout: float) -> float:
+        """Return `timeout`."""
+        return timeout
+
+    def foretold(self, *, stage: str, check: str, target: str, round: int) -> tuple[Event, ...]:
         """Return nothing: the future is open."""
+        return ()
+
+    def said(self, event: Generated) -> tuple[Message, ...]:
+        """Return nothing: nothing is foretold."""
         return ()
 
 
@@ -132,6 +152,20 @@ def _wrapped(error: Exception, backend: Backend) -> BackendError:
     return BackendError(
         f"the backend raised {type(error).__name__}: {error}", backend=backend.identity().spec
     )
+
+
+def _usable(generation: Any, backend: Backend) -> Generation:
+    """Return what a backend gave if checks can judge it and the log can hold it."""
+    try:
+        if not isinstance(generation, Generation):
+            raise InputError(f"it returned {type(generation).__name__}, not a Generation.")
+        require_declared(Message("assistant", generation.content))
+        canonical(generation)
+    except InputError as error:
+        raise BackendError(
+            f"the backend's answer can't be used: {error}", backend=backend.identity().spec
+        ) from None
+    return generation
 
 
 def _timed(event: Effect, value: Any, error: tuple[str, str] | None, started: int) -> Effect:
@@ -163,6 +197,10 @@ def _plain(name: str, value: T) -> T:
             "date, bytes, NaN). Return plain data: text, finite numbers, lists, dictionaries."
         )
     return value
+
+
+def _asker(place: Mapping[str, Any]) -> Asker:
+    return Asker(place["stage"], place["check"], place["round"])
 
 
 class Trail:
@@ -214,6 +252,13 @@ class Trail:
                     self.messages.append(body)
                 numbers.append(self._numbers[body])
             return tuple(numbers)
+
+    def retell(self, events: tuple[Event, ...]) -> None:
+        """Add what a replay hands back, with the messages that belong to it."""
+        for event in events:
+            if isinstance(event, Generated):
+                self.number(self.world.said(event))
+            self.add(event)
 
     def settled(self) -> None:
         """From now on effects need no opening record: the intent is in the log."""
@@ -386,7 +431,7 @@ class Trail:
         """Ask the world for a generation and record it, or the error that came instead."""
         started = time.perf_counter_ns()
         try:
-            generation = self.world.generate(request)
+            generation = self.world.generate(request, _asker(place))
         except IsonomyError as error:
             raise self._failed(error, place, started, gate) from None
         return self._generated(request, generation, place, started, gate)
@@ -397,7 +442,7 @@ class Trail:
         """Like `generate`, without blocking the loop."""
         started = time.perf_counter_ns()
         try:
-            generation = await self.world.agenerate(request)
+            generation = await self.world.agenerate(request, _asker(place))
         except IsonomyError as error:
             raise self._failed(error, place, started, gate) from None
         return self._generated(request, generation, place, started, gate)
@@ -424,14 +469,16 @@ class Trail:
         started: int,
         gate: Gate | None,
     ) -> Generation:
-        self.add(
-            Generated(
-                messages=self.number(request.messages),
-                sampling=request.sampling,
-                generation=generation,
-                duration_ns=time.perf_counter_ns() - started,
-                **place,
-            ),
-            gate,
-        )
+        with self.lock:
+            if gate is not None:
+                gate()  # before the messages are numbered: who is not waited for leaves no trace
+            self.add(
+                Generated(
+                    messages=self.number(request.messages),
+                    sampling=request.sampling,
+                    generation=generation,
+                    duration_ns=time.perf_counter_ns() - started,
+                    **place,
+                )
+            )
         return generation
