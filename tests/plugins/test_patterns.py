@@ -214,10 +214,10 @@ def test_hostile_text_takes_linear_time() -> None:
     # Each match of this pattern looks at all the rest of the text before it gives up.
     text = "a" * 300_000
     check = Patterns(deny=("a(?:.*b)?",), words=("foo",), action="redact", limit=200)
-    started = time.perf_counter()
+    started = time.process_time()
     assert check.judge(text).name == "block"
     assert Patterns(deny=("(a+)+$", "(a|a)*b", "(.*a){20}b")).judge(text).name == "block"
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 def test_a_long_list_of_words() -> None:

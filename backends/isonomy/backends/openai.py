@@ -240,9 +240,10 @@ class OpenAI:
         import openai
 
         try:
+            # Outside the deadline: the package imports parts of itself at first use.
+            create = self._connected().chat.completions.with_raw_response.create
             async with asyncio.timeout(self._timeout):
-                client = self._connected()
-                response = await client.chat.completions.with_raw_response.create(**parameters)
+                response = await create(**parameters)
         except (TimeoutError, openai.APITimeoutError):
             failure = self._failure(
                 "timeout",

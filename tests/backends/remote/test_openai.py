@@ -22,6 +22,9 @@ from isonomy.sdk.vocabulary import Image, Message, Text, ToolCall, ToolResult
 KEY = "sk-very-secret-1234567890"
 ASK = Request(messages=(Message.of("user", "Hi"),), sampling=Sampling(seed=7))
 
+FORK = "ignore:This process:DeprecationWarning"
+"""Python 3.12 warns of every fork of a process with threads; surviving one is what is tested."""
+
 Opened = Callable[..., OpenAI]
 
 
@@ -304,11 +307,11 @@ def test_redirects_are_not_followed(endpoint: Any, opened: Opened) -> None:
 @pytest.mark.parametrize("slow", ["hang", "drip"])
 def test_a_deadline_for_the_whole_attempt(endpoint: Any, opened: Opened, slow: str) -> None:
     # Dripping is a byte every few milliseconds, for ever: no single read times out.
-    setattr(endpoint, slow, {"hang": 1.5, "drip": 0.02}[slow])
+    setattr(endpoint, slow, {"hang": 20, "drip": 0.1}[slow])
     started = time.perf_counter()
     with pytest.raises(RemoteError, match=r"no complete answer within 0.3 s") as caught:
         opened(timeout=0.3, max_attempts=2).generate(ASK)
-    assert time.perf_counter() - started < 1.4
+    assert time.perf_counter() - started < 10
     assert [a.outcome for a in caught.value.attempts] == ["timeout", "timeout"]
     assert "Raise timeout" in str(caught.value)
 
@@ -528,7 +531,7 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
 
 def _run(code: str, url: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, url],
+        [sys.executable, "-W", "error", "-W", FORK, "-c", code, url],
         capture_output=True,
         text=True,
         timeout=60,
