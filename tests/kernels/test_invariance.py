@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,23 @@ def test_linear_on_every_path(kind: Kind, k: int) -> None:
     plain, biased = kernels.PackedLinear(w), kernels.PackedLinear(w, bias)
     half = kernels.PackedLinear((w.view(np.uint32) >> 16).astype(np.uint16))
     on_every_path(lambda: bits(plain(x), biased(x), half(x), plain(x[:1])))
+
+
+def test_a_sum_just_beside_a_midpoint_is_rounded_once(isa: str) -> None:
+    """An fma by way of binary64 would see the midpoint itself, and go to the even neighbour.
+
+    The product is half a unit of c, less a part in 2^46: c + product and c - product round to c.
+    """
+    j = np.arange(1, 200, dtype=np.float32)
+    for exponent, bound in ((0, -23), (60, 37), (-100, -123), (-126, -149), (-127, -149)):
+        c = np.float32(2.0**exponent) + np.float32(2.0**bound)  # odd, so that a tie leaves it
+        left = np.float32(2.0 ** ((bound - 1) // 2)) * (1 + j * np.float32(2.0**-23))
+        right = np.float32(2.0 ** (bound - 1 - (bound - 1) // 2)) * (1 - j * np.float32(2.0**-23))
+        for sign in (1, -1):
+            for a, b in zip(left, right * np.float32(sign), strict=True):
+                x, w = np.array([[c, a]], np.float32), np.array([[1, b]] * 33, np.float32)
+                got = kernels.linear(x, kernels.PackedLinear(w))
+                assert (got == c).all(), (isa, exponent, sign, a, b)
 
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 64, 97])
@@ -270,7 +288,9 @@ def test_a_forked_child_computes_the_same() -> None:
         status = 1
         try:
             same = bits(packed(x)) == expected and bits(packed(x)) == expected
-            os.write(write, b"same" if same else b"different")
+            workers = Path("/proc/self/task")
+            alone = workers.is_dir() and len(list(workers.iterdir())) < 3
+            os.write(write, b"no workers" if alone else b"same" if same else b"different")
             status = 0
         finally:
             os._exit(status)
