@@ -137,12 +137,15 @@ async def ask(
     context: Context,
     waiting: Waiting,
     workers: Workers,
+    timeout: float | None = None,
 ) -> Answer:
     """Call a check's function within its deadline and return what came of it.
 
+    `timeout` stands in for the check's own, in seconds.
     Nothing but `BaseException`s escape.
     """
     started = time.perf_counter_ns()
+    allowed = check.timeout if timeout is None else timeout
 
     def finish(
         value: Any = None,
@@ -161,15 +164,15 @@ async def ask(
         else:
             future = workers.submit(lambda: function(**arguments))
         try:
-            value = await waiting.until_done(future, check.timeout)
+            value = await waiting.until_done(future, allowed)
             if inspect.iscoroutine(value):  # a wrapper that returned a coroutine
                 future = workers.spawn(value)
-                left = check.timeout - (time.perf_counter_ns() - started) / 1e9
+                left = allowed - (time.perf_counter_ns() - started) / 1e9
                 value = await waiting.until_done(future, max(left, 0.0))
         except _DeadlineMissed:
             context.close()
             workers.abandon(future)
-            message = f"no answer within {check.timeout:g} s"
+            message = f"no answer within {allowed:g} s"
             return finish(failure="timeout", error=TimeoutError(message))
         except BaseException:  # the caller was cancelled or interrupted, or the check raised
             if not future.done():

@@ -94,7 +94,8 @@ class Context:
 
         Plain are `None`, bools, ints, finite floats, text, lists, and dictionaries with text as
         keys: what a replay can hand back as it was. An exception of `function` is recorded too, and
-        raised again on replay as `ReplayedError`.
+        raised again on replay (see `isonomy.sdk.trail.ReplayedError`): catch it by its class, and
+        rely on its message, not on further attributes.
 
         Raises:
             InputError: the result is not plain data.

@@ -187,8 +187,10 @@ class Pipeline:
         """
         critiques: list[Critique] = []
         for check in self.policy.at("critique"):
-            answer = await self._hook(check, "critique", {"candidate": candidate})
-            found = self._accept(check, "critique", "candidate/0", answer, candidate, _as_critiques)
+            arguments: dict[str, Any] = {"candidate": candidate}
+            found, took = await self._consult(
+                check, "critique", "candidate/0", arguments, candidate, _as_critiques
+            )
             if found is not None:
                 critiques.extend(found)
                 self._add(
@@ -197,12 +199,13 @@ class Pipeline:
                     check,
                     target="candidate/0",
                     critiques=found,
-                    answer=answer,
+                    took=took,
                 )
         for check in self.policy.at("revise"):
             arguments = {"candidate": candidate, "critiques": tuple(critiques)}
-            answer = await self._hook(check, "revise", arguments)
-            new = self._accept(check, "revise", "candidate/0", answer, candidate, _as_candidate)
+            new, took = await self._consult(
+                check, "revise", "candidate/0", arguments, candidate, _as_candidate
+            )
             if new is not None and new.content != candidate.content:
                 before, after = digest_of(candidate.content), digest_of(new.content)
                 self._add(
@@ -213,15 +216,17 @@ class Pipeline:
                     before=before,
                     after=after,
                     text=new.text,
-                    answer=answer,
+                    took=took,
                 )
                 self.standing.note("replace", check.id, "revised")
                 candidate = candidate.with_content(new.content)
         for check in self.policy.at("rank"):
-            answer = await self._hook(check, "rank", {"candidates": (candidate,)})
-            ranking = self._accept(check, "rank", "candidates", answer, candidate, _as_ranking)
+            arguments = {"candidates": (candidate,)}
+            ranking, took = await self._consult(
+                check, "rank", "candidates", arguments, candidate, _as_ranking
+            )
             if ranking is not None:
-                self._add(Ranked, "rank", check, ranking=ranking, answer=answer)
+                self._add(Ranked, "rank", check, ranking=ranking, took=took)
         return candidate
 
     async def _validate(self, candidate: Candidate) -> Judgement:
@@ -308,15 +313,9 @@ class Pipeline:
 
         Returns the verdict in force and the new content, if any.
         """
-        foretold = self.trail.world.foretold(
-            stage=stage, check=check.id, target=question.target, round=self.rounds
-        )
-        if foretold:
-            for event in foretold:
-                self.trail.add(event)
-            last = foretold[-1]
-            assert isinstance(last, Failed)
-            return self._consequence(check, last.became, last.kind, last.message), None
+        foretold = self._foretold(check, stage, question.target)
+        if foretold is not None:
+            return self._consequence(check, foretold), None
         if check.is_callable:
             answer = await self._plain(check, stage, question.arguments["text"])
             read: Callable[[Any], Verdict | None] = verdict_of_callable
@@ -359,54 +358,86 @@ class Pipeline:
             return after[int(question.target.partition("/")[2])]
         return after
 
+    def _foretold(self, check: Check, stage: str, target: str) -> Failed | None:
+        """Return the timeout that a replay hands back instead of asking, if there is one."""
+        events = self.trail.world.foretold(
+            stage=stage, check=check.id, target=target, round=self.rounds
+        )
+        if not events:
+            return None
+        self.trail.retell(events)
+        last = events[-1]
+        assert isinstance(last, Failed)
+        return last
+
     async def _hook(self, check: Check, stage: str, arguments: dict[str, Any]) -> Answer:
         function, names = check.hooks[stage]
         context = self._context(check, stage)
         offered = {**arguments, "call": self.call, "ctx": context}
         taken = {name: offered[name] for name in names}
-        return await ask(
-            check, function, taken, context=context, waiting=self._waiting, workers=self._workers
-        )
+        return await self._ask(check, function, taken, context)
 
     async def _plain(self, check: Check, stage: str, text: str) -> Answer:
         context = self._context(check, stage)
         function = partial(check.plugin, text)
+        return await self._ask(check, function, {}, context)
+
+    async def _ask(
+        self,
+        check: Check,
+        function: Callable[..., Any],
+        arguments: dict[str, Any],
+        context: Context,
+    ) -> Answer:
         return await ask(
-            check, function, {}, context=context, waiting=self._waiting, workers=self._workers
+            check,
+            function,
+            arguments,
+            context=context,
+            waiting=self._waiting,
+            workers=self._workers,
+            timeout=self.trail.world.patience(check.timeout),
         )
 
     def _context(self, check: Check, stage: str) -> Context:
         return Context(self.trail, stage=stage, check=check.id, round=self.rounds)
 
-    def _accept(
+    async def _consult(
         self,
         check: Check,
         stage: str,
         target: str,
-        answer: Answer,
+        arguments: dict[str, Any],
         candidate: Candidate,
         read: Callable[[Any], Any],
-    ) -> Any:
-        """Read what a constitutional hook returned.
+    ) -> tuple[Any, int]:
+        """Ask a constitutional hook; returns what it gave, if anything, and how long it took (ns).
 
         A failure is recorded and its consequence noted.
         """
+        foretold = self._foretold(check, stage, target)
+        if foretold is not None:
+            self._consequence(check, foretold)
+            return None, 0
+        answer = await self._hook(check, stage, arguments)
+        found: Any = None
         try:
             _reraise(answer)
-            return None if answer.value is None else read(answer.value)
+            if answer.value is not None:
+                found = read(answer.value)
         except Exception as error:
             kind = answer.failure or "invalid"
             before = digest_of(candidate.content)
             self._failure(check, stage, target, before, answer, kind, error)
-            return None
+        return found, answer.duration_ns
 
-    def _add(self, event: Any, stage: str, check: Check, *, answer: Answer, **fields: Any) -> None:
+    def _add(self, event: Any, stage: str, check: Check, *, took: int, **fields: Any) -> None:
         self.trail.add(
             event(
                 stage=stage,
                 check=check.id,
                 round=self.rounds,
-                duration_ns=answer.duration_ns,
+                duration_ns=took,
                 **fields,
             )
         )
@@ -422,29 +453,28 @@ class Pipeline:
         error: BaseException,
     ) -> Verdict | None:
         name, message = _described(error)
-        self.trail.add(
-            Failed(
-                stage=stage,
-                check=check.id,
-                round=self.rounds,
-                target=target,
-                kind=kind,
-                error=name,
-                message=message,
-                became=check.on_error,
-                before=before,
-                duration_ns=answer.duration_ns,
-            )
+        event = Failed(
+            stage=stage,
+            check=check.id,
+            round=self.rounds,
+            target=target,
+            kind=kind,
+            error=name,
+            message=message,
+            became=check.on_error,
+            before=before,
+            duration_ns=answer.duration_ns,
         )
-        return self._consequence(check, check.on_error, kind, message)
+        self.trail.add(event)
+        return self._consequence(check, event)
 
-    def _consequence(self, check: Check, became: str, kind: str, message: str) -> Verdict | None:
-        said = {"error": "failed", "timeout": "timed out", "invalid": "broke its contract"}[kind]
-        reason = f"check {check.id!r} {said}: {message}"
-        if became == "block":
+    def _consequence(self, check: Check, event: Failed) -> Verdict | None:
+        said = {"error": "failed", "timeout": "timed out", "invalid": "broke its contract"}
+        reason = f"check {check.id!r} {said[event.kind]}: {event.message}"
+        if event.became == "block":
             self.standing.note("block", check.id, reason)
             return Block(reason)
-        if became == "flag":
+        if event.became == "flag":
             self.standing.note("flag", check.id, reason)
             return Flag(reason)
         return None

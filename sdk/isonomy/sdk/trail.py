@@ -7,9 +7,11 @@ runs the same pipeline on it, so that live and replayed calls can't follow diffe
 
 from __future__ import annotations
 
+import builtins
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -175,14 +177,46 @@ def _timed(event: Effect, value: Any, error: tuple[str, str] | None, started: in
 
 
 class ReplayedError(Exception):
-    """An effect that raised when it was recorded raises this.
+    """What an effect that raised when it was recorded raises on replay.
 
-    Same type name and message, whatever its class was.
+    Same type name and message. Where the class of that name is known to the process (a builtin, or
+    one class among those loaded), it is an instance of that class too, so that a check's
+    ``except TimeoutError`` takes the same way again; nothing is imported to find it. Attributes
+    beyond the message were not recorded.
     """
 
-    def __init__(self, type_name: str, message: str) -> None:
-        self.type_name = type_name
-        super().__init__(message)
+    type_name: str
+    message: str
+
+    @classmethod
+    def of(cls, type_name: str, message: str) -> ReplayedError:
+        """Return the recorded error, as its own class where that can be told."""
+        kind = _class_named(type_name)
+        error = cls.__new__(cls)
+        if kind is not None:
+            with suppress(TypeError):  # a class that can't be combined
+                twin: Any = type(type_name, (cls, kind), {})
+                error = twin.__new__(twin)
+        error.type_name, error.message = type_name, message
+        error.args = (message,)
+        return error
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def _class_named(name: str) -> type[Exception] | None:
+    known = getattr(builtins, name, None)
+    if isinstance(known, type) and issubclass(known, Exception):
+        return known
+    found: set[type[Exception]] = set()
+    left: list[type[Exception]] = [Exception]
+    while left:
+        for kind in left.pop().__subclasses__():
+            left.append(kind)
+            if kind.__name__ == name and not issubclass(kind, ReplayedError):
+                found.add(kind)
+    return found.pop() if len(found) == 1 else None
 
 
 def _plain(name: str, value: T) -> T:
@@ -333,7 +367,7 @@ class Trail:
     def _record(self, effect: Effect, raised: list[Exception], gate: Gate) -> Any:
         self.add(effect, gate)
         if effect.error is not None:
-            raise raised[0] if raised else ReplayedError(*effect.error)
+            raise raised[0] if raised else ReplayedError.of(*effect.error)
         return effect.value
 
     def secret(self, name: str) -> str:
