@@ -9,6 +9,7 @@ Run as ``python -m isonomy.replay.child``; `isonomy.replay.separate` does so.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -18,13 +19,22 @@ from .replaying import Replayed, replay_call
 from .stored import StoredCall, StoredRecord
 
 _DENIED = (
-    "socket.",
+    "socket.connect",
+    "socket.bind",
+    "socket.sendto",
+    "socket.sendmsg",
+    "socket.getaddrinfo",
+    "socket.gethostby",
+    "socket.getnameinfo",
+    "socket.sethostname",
     "subprocess.",
     "os.exec",
     "os.posix_spawn",
     "os.spawn",
     "os.system",
     "os.fork",
+    "os.kill",
+    "pty.",
     "os.remove",
     "os.rename",
     "os.rmdir",
@@ -34,6 +44,9 @@ _DENIED = (
     "os.truncate",
     "os.chmod",
     "os.chown",
+    "os.utime",
+    "os.setxattr",
+    "os.removexattr",
     "shutil.",
     "ftplib.",
     "smtplib.",
@@ -43,6 +56,10 @@ _DENIED = (
     "webbrowser.",
 )
 _WRITING = set("wax+")
+
+
+_UNIX = 1
+"""socket.AF_UNIX, without importing socket."""
 
 
 class Denied(PermissionError):
@@ -62,6 +79,11 @@ def _deny(event: str, arguments: tuple[Any, ...]) -> None:
         raise Denied(
             f"a replay may not use {event}: it re-executes a record, and touches nothing else"
         )
+    if event == "socket.__new__":
+        # An event loop needs a pair of Unix sockets to wake itself; they connect to nothing else.
+        family = arguments[1]
+        if family not in (_UNIX, -1):
+            raise Denied("a replay may not open a socket: models and services are not asked again")
     if event == "open":
         path, mode, flags = arguments
         # The flags are those of open(2): the two lowest bits say whether it writes.
@@ -73,12 +95,13 @@ def _deny(event: str, arguments: tuple[Any, ...]) -> None:
 def main() -> None:
     """Replay the call on standard input."""
     task = msgspec.json.decode(sys.stdin.buffer.read(), type=Task)
-    sys.dont_write_bytecode = True
+    results = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a plugin prints is not the result
     sys.addaudithook(_deny)
     stored = StoredCall(call_id=task.call_id, records=task.records)
     result: Replayed = replay_call(stored, plugins=task.plugins)
-    sys.stdout.buffer.write(msgspec.json.encode(result))
-    sys.stdout.buffer.flush()
+    results.write(msgspec.json.encode(result))
+    results.flush()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from isonomy.sdk import TokenTrace
-from isonomy.sdk.events import Event, Generated
+from isonomy.sdk.events import BackendFailed, Event, Failed, Generated
 
 from .playback import without_evidence
 
@@ -60,6 +60,8 @@ def first_difference(recorded: Sequence[Event], replayed: Sequence[Event]) -> Di
         plain_old, plain_new = without_evidence(old), without_evidence(new)
         if plain_old == plain_new:
             continue
+        if (old.type, old.stage, old.check) != (new.type, new.stage, new.check):
+            return _at(old, where="event", recorded=_named(old), replayed=_named(new))
         if isinstance(old, Generated) and isinstance(new, Generated):
             step = first_step(old.generation.tokens, new.generation.tokens)
             if step is not None:
@@ -75,6 +77,14 @@ def first_difference(recorded: Sequence[Event], replayed: Sequence[Event]) -> Di
             replayed[len(recorded)], where="event", recorded="did not happen", replayed="happened"
         )
     return None
+
+
+def _named(event: Event) -> str:
+    """Return which event this is, with the reason of a failure: the likeliest explanation."""
+    name = f"{event.type} at {event.stage}" + (f" by {event.check}" if event.check else "")
+    if isinstance(event, Failed | BackendFailed):
+        return f"{name}: {event.error}: {event.message}"
+    return name
 
 
 def _at(event: Event, **found: Any) -> Difference:

@@ -8,14 +8,35 @@ in the record at all, stops the replay with the check's name: it never goes live
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
-from isonomy.sdk import Backend, BackendError, Generation, ReplayError, Request, errors
-from isonomy.sdk.events import BackendFailed, Effect, Event, Failed, Generated, Judged
+from isonomy.sdk import (
+    Backend,
+    BackendError,
+    Generation,
+    IsonomyError,
+    Message,
+    ReplayError,
+    Request,
+    errors,
+)
+from isonomy.sdk.events import (
+    BackendFailed,
+    Critiqued,
+    Effect,
+    Event,
+    Failed,
+    Generated,
+    Judged,
+    Ranked,
+    Revised,
+)
+from isonomy.sdk.trail import Asker, Live
 
 
 class Playback:
@@ -23,42 +44,55 @@ class Playback:
 
     Args:
         events: the call's recorded events, in sequence.
+        messages: the call's message table, for the requests of checks that were cut short.
         backend: a deterministic backend that answers anew; `None` hands back recorded answers.
     """
 
-    def __init__(self, events: Sequence[Event], backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        events: Sequence[Event],
+        messages: Mapping[int, Message] | None = None,
+        backend: Backend | None = None,
+    ) -> None:
         self._backend = backend
-        self._effects = deque(event for event in events if isinstance(event, Effect))
-        self._answers = deque(
-            event for event in events if isinstance(event, Generated | BackendFailed)
-        )
-        self._asked: Counter[tuple[str, str, str, int]] = Counter()
+        self._live = Live(backend) if backend is not None else None
+        self._messages = messages or {}
         self._timeouts = _timeouts(events)
+        cut_short = {event.sequence for part in self._timeouts.values() for event in part}
+        rest = [event for event in events if event.sequence not in cut_short]
+        self._effects = deque(event for event in rest if isinstance(event, Effect))
+        self._answers = deque(
+            event for event in rest if isinstance(event, Generated | BackendFailed)
+        )
+        self._asked: Counter[_Question] = Counter()
+        self._lock = threading.Lock()
         self.stopped: ReplayError | None = None
-        """The first thing asked for that the record does not have."""
+        """The first thing asked for that the record does not have; nothing is given after it."""
 
     def _stop(self, message: str, check: str | None) -> ReplayError:
-        error = ReplayError(message, check=check)
-        self.stopped = self.stopped or error
-        return error
+        self.stopped = ReplayError(message, check=check)
+        return self.stopped
 
     def take(self, event: Effect, produce: Callable[[], Any]) -> Effect:
         """Hand back the next recorded effect, which must be the one asked for."""
-        if not self._effects:
-            raise self._stop(
-                f"check {event.check!r} asked for {event.kind} {event.name!r}, and the record "
-                "holds no further effect. The check behaves otherwise than when it was recorded.",
-                event.check,
-            )
-        recorded = self._effects[0]
-        if _place(recorded) != _place(event):
-            raise self._stop(
-                f"check {event.check!r} asked for {event.kind} {event.name!r} where the record has "
-                f"{recorded.kind} {recorded.name!r} of check {recorded.check!r}. The check behaves "
-                "otherwise than when it was recorded.",
-                event.check,
-            )
-        return self._effects.popleft()
+        with self._lock:
+            if self.stopped is not None:
+                raise self.stopped
+            if not self._effects:
+                raise self._stop(
+                    f"check {event.check!r} asked for {_named(event)}, and the record holds no "
+                    "further effect. The check behaves otherwise than when it was recorded.",
+                    event.check,
+                )
+            recorded = self._effects[0]
+            if _place(recorded) != _place(event):
+                raise self._stop(
+                    f"check {event.check!r} asked for {_named(event)} where the record has "
+                    f"{_named(recorded)} of check {recorded.check!r} at {recorded.stage}. The "
+                    "check behaves otherwise than when it was recorded.",
+                    event.check,
+                )
+            return self._effects.popleft()
 
     async def atake(self, event: Effect, produce: Callable[[], Awaitable[Any]]) -> Effect:
         """Hand back the next recorded effect."""
@@ -68,62 +102,122 @@ class Playback:
         """Return a placeholder: secrets are never recorded, and what would use one is not run."""
         return f"[secret {name}]"
 
-    def generate(self, request: Request) -> Generation:
-        """Answer anew on a deterministic backend, else hand back the next recorded answer."""
-        if self._backend is not None:
-            return self._backend.generate(request)
-        if not self._answers:
-            raise self._stop("the model was asked more often than the record has answers.", None)
-        recorded = self._answers.popleft()
+    def generate(self, request: Request, asker: Asker) -> Generation:
+        """Answer anew on a deterministic backend, else hand back the next recorded answer.
+
+        Either way the record must have an answer for this asker next.
+        """
+        with self._lock:
+            if self.stopped is not None:
+                raise self.stopped
+            who = f"check {asker.check!r}" if asker.check else "the call"
+            if not self._answers:
+                raise self._stop(
+                    f"{who} asked the model, and the record holds no further answer. The checks "
+                    "behave otherwise than when it was recorded.",
+                    asker.check,
+                )
+            recorded = self._answers[0]
+            if _asker(recorded) != asker:
+                other = f"check {recorded.check!r}" if recorded.check else "the call"
+                raise self._stop(
+                    f"{who} asked the model at {asker.stage} where the record has an answer to "
+                    f"{other} at {recorded.stage}. The checks behave otherwise than when it was "
+                    "recorded.",
+                    asker.check,
+                )
+            self._answers.popleft()
+        if self._live is not None:
+            return self._live.generate(request)
         if isinstance(recorded, BackendFailed):
             raise _recorded_error(recorded)
         return recorded.generation
 
-    async def agenerate(self, request: Request) -> Generation:
+    async def agenerate(self, request: Request, asker: Asker) -> Generation:
         """Like `generate`."""
-        return self.generate(request)
+        return self.generate(request, asker)
 
-    def foretold(
-        self, *, stage: str, check: str, target: str, round: int
-    ) -> tuple[Effect | Failed, ...]:
-        """Return the recorded timeout of this question, after the effects taken until then."""
-        key = (stage, check, target, round)
-        self._asked[key] += 1
-        events = self._timeouts.get((*key, self._asked[key]), ())
-        for _ in range(len(events) - 1):
-            self._effects.popleft()
-        return events
+    def patience(self, timeout: float) -> float:
+        """Return how long to wait for a check: its answer was in time when it was recorded."""
+        return max(timeout, PATIENCE)
+
+    def foretold(self, *, stage: str, check: str, target: str, round: int) -> tuple[Event, ...]:
+        """Return the recorded timeout of this question, after what the check did until then.
+
+        The check is not asked again. What the model told it is generated anew where that is
+        possible, like any other answer.
+        """
+        if self.stopped is not None:
+            raise self.stopped
+        question = _Question(stage, check, target, round)
+        self._asked[question] += 1
+        events = self._timeouts.get((question, self._asked[question]), ())
+        return tuple(self._again(e) if isinstance(e, Generated) else e for e in events)
+
+    def _again(self, event: Generated) -> Generated:
+        if self._live is None:
+            return event
+        request = Request(messages=self.said(event), sampling=event.sampling)
+        return msgspec.structs.replace(event, generation=self._live.generate(request))
+
+    def said(self, event: Generated) -> tuple[Message, ...]:
+        """Return the messages of a recorded request."""
+        return tuple(self._messages[number] for number in event.messages)
 
 
-def _place(effect: Effect) -> tuple[str, str, str, str | None]:
-    return effect.kind, effect.name, effect.stage, effect.check
+PATIENCE = 600.0
+"""Seconds for which a replay waits for a check at least: times are evidence, and not compared."""
 
 
-def _timeouts(
-    events: Sequence[Event],
-) -> dict[tuple[str, str, str, int, int], tuple[Effect | Failed, ...]]:
-    """Return the recorded timeouts by question and how often it had been asked by then."""
-    asked: Counter[tuple[str, str, str, int]] = Counter()
-    found: dict[tuple[str, str, str, int, int], tuple[Effect | Failed, ...]] = {}
-    taken: list[Effect] = []
+class _Question(NamedTuple):
+    stage: str
+    check: str
+    target: str
+    round: int
+
+
+def _named(effect: Effect) -> str:
+    return effect.kind if effect.name == effect.kind else f"{effect.kind} {effect.name!r}"
+
+
+def _place(effect: Effect) -> tuple[str, str, str, str | None, int]:
+    return effect.kind, effect.name, effect.stage, effect.check, effect.round
+
+
+def _timeouts(events: Sequence[Event]) -> dict[tuple[_Question, int], tuple[Event, ...]]:
+    """Return the recorded timeouts by question and how often it had been asked by then.
+
+    Each comes after what its check had taken from the world by then: the events of the same check
+    right before it.
+    """
+    asked: Counter[_Question] = Counter()
+    found: dict[tuple[_Question, int], tuple[Event, ...]] = {}
+    taken: list[Event] = []
     for event in events:
-        if isinstance(event, Effect):
+        if isinstance(event, Effect | Generated | BackendFailed):
+            if taken and _asker(taken[-1]) != _asker(event):
+                taken = []
             taken.append(event)
-        elif isinstance(event, Judged | Failed) and event.check is not None:
-            key = (event.stage, event.check, event.target, event.round)
-            asked[key] += 1
+            continue
+        if isinstance(event, Judged | Failed | Critiqued | Revised | Ranked) and event.check:
+            target = "candidates" if isinstance(event, Ranked) else event.target
+            question = _Question(event.stage, event.check, target, event.round)
+            asked[question] += 1
             if isinstance(event, Failed) and event.kind == "timeout":
-                found[(*key, asked[key])] = (*taken, event)
-            taken = []
-        else:
-            taken = []
+                before = taken if taken and _asker(taken[-1]) == _asker(event) else []
+                found[(question, asked[question])] = (*before, event)
+        taken = []
     return found
 
 
-def _recorded_error(event: BackendFailed) -> BackendError:
+def _asker(event: Event) -> Asker:
+    return Asker(event.stage, event.check, event.round)
+
+
+def _recorded_error(event: BackendFailed) -> IsonomyError:
     """Return an error of the recorded type and message; its other attributes were not recorded."""
-    kind = getattr(errors, event.error, BackendError)
-    if not (isinstance(kind, type) and issubclass(kind, BackendError)):
+    kind: type[IsonomyError] = getattr(errors, event.error, BackendError)
+    if not (isinstance(kind, type) and issubclass(kind, IsonomyError)):
         kind = BackendError
     error = kind.__new__(kind)
     Exception.__init__(error, event.message)

@@ -8,15 +8,16 @@ over a difference.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from isonomy.sdk import Backend, IsonomyError, MissingExtra, Request
+from isonomy.sdk import Backend, IsonomyError, MissingExtra, ReplayError, Reply, Request
 from isonomy.sdk.asking import Blocking, drive
 from isonomy.sdk.config import open_backend
-from isonomy.sdk.events import BackendFailed, Generated
+from isonomy.sdk.events import BackendFailed, Effect, Event, Failed, Generated
 from isonomy.sdk.generation import Identity
 from isonomy.sdk.performing import Performance, perform
 from isonomy.sdk.policy import Policy
@@ -67,13 +68,18 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
         if self.status == "diverged":
             found = self.difference.sentence() if self.difference else self.reason
             return f"diverged: {found}"
-        told = f"verified: {self.events} events equal"
+        told = f"verified: {_plural(self.events, 'event')} equal"
         if self.reexecuted:
-            told += f"; {self.reexecuted} generations re-executed"
-            told += f", {self.steps} token steps bit for bit"
+            told += f"; {_plural(self.reexecuted, 'generation')} re-executed"
+            told += f", {_plural(self.steps, 'token step')} bit for bit"
         if self.stand_ins:
-            told += f"; {self.stand_ins} recorded answers stood in for the remote model"
+            told += f"; {_plural(self.stand_ins, 'recorded answer')} stood in for the model"
+            told += ", which can't be asked again"
         return told
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 class Refusal(Exception):
@@ -127,7 +133,38 @@ def _complete(stored: StoredCall) -> tuple[Intent, Result]:
             "the call has no result record; its process ended in the middle. There is nothing to "
             "compare with."
         )
+    missing = [(r.sequence, name) for r in stored.records for name in r.missing]
+    if missing:
+        raise Refusal(f"the payload {missing[0][1]!r} of record {missing[0][0]} is gone.")
+    try:
+        readable = stored.request is not None and stored.policy is not None
+        taken = {e.name for e in stored.events if isinstance(e, Effect) and e.kind == "secret"}
+        masked = _masked(stored, taken)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise Refusal(
+            f"the record can't be read: {error}. Use the version of Isonomy that is named in it, "
+            f"{intent.versions.get('isonomy', '?')}."
+        ) from error
+    if not readable:
+        raise Refusal("the call's request or policy is not in its record.")
+    if masked:
+        raise Refusal(
+            f"the record holds {masked} in place of a secret that reached the model or came from "
+            "it, so what the checks and the model saw can't be restored. Use secrets in effects "
+            "only, if a call must stay replayable."
+        )
     return intent, result
+
+
+def _masked(stored: StoredCall, secrets: Collection[str]) -> str | None:
+    """Return the placeholder of a secret that stands in what checks and model saw, if any does."""
+    said = [message.text for message in stored.messages.values()]
+    said += [event.generation.text for event in stored.events if isinstance(event, Generated)]
+    for name in sorted(secrets):
+        placeholder = f"[secret {name}]"
+        if any(placeholder in text for text in said):
+            return placeholder
+    return None
 
 
 def _policy_of(stored: StoredCall, plugins: Collection[str]) -> Policy:
@@ -139,7 +176,7 @@ def _policy_of(stored: StoredCall, plugins: Collection[str]) -> Policy:
             f"the check {own[0]!r} is code of the application, which can't be found by name. "
             "Replay the call where it lives: guard.replay(call_id)."
         )
-    assert stored.policy is not None
+    assert stored.policy is not None  # _complete looked
     table: dict[str, Any] = msgspec.json.decode(stored.policy)
     wanted = [name for name in table.get("plugins", ()) if name not in plugins]
     if wanted:
@@ -200,6 +237,11 @@ def _backend_of(identity: Identity, plugins: Collection[str]) -> Backend:
 
 
 def _require_same_model(recorded: Identity, present: Identity) -> None:
+    if not present.deterministic:
+        raise Refusal(
+            f"the model {recorded.spec!r} was deterministic, and {present.spec!r} is not: it can't "
+            "be asked again for the same bits. Replay with the recorded model."
+        )
     for name in sorted({*recorded.artefacts, *present.artefacts}):
         old, new = recorded.artefacts.get(name), present.artefacts.get(name)
         if old != new:
@@ -222,11 +264,11 @@ def _perform(
     """Perform the call in the recorded world and compare."""
     request, events, table = stored.request, stored.events, stored.messages
     assert request is not None
-    world = Playback(events, backend)
+    world = Playback(events, table, backend)
     trails: list[Trail] = []
     workers = Workers()
     messages = tuple(table[number] for number in request.messages)
-    output: Output | None = None
+    reply: Reply | None = None
     error: str | None = None
     try:
         performance = Performance(
@@ -252,21 +294,24 @@ def _perform(
                 performance, policy=policy, waiting=Blocking(), workers=workers, trail_out=trails
             )
         )
-        output = reply.output
     except IsonomyError as raised:
         error = type(raised).__name__
     finally:
         workers.close()
-    replayed = trails[0].events if trails else []
-    counted = _count(stored, backend)
+    (trail,) = trails
+    counted = _count(trail.events, backend)
     if world.stopped is not None:
         return Replayed(
-            call_id=stored.call_id, status="diverged", reason=str(world.stopped), **counted
+            call_id=stored.call_id,
+            status="diverged",
+            difference=_difference_before_the_stop(events, trail.events),
+            reason=str(world.stopped),
+            **counted,
         )
     difference = (
-        first_difference(events, replayed)
-        or _differing_messages(stored, trails[0])
-        or _differing_result(result, stored.output, output, error)
+        first_difference(events, trail.events)
+        or _differing_messages(stored, trail)
+        or _differing_result(result, stored.output, reply, error)
     )
     return Replayed(
         call_id=stored.call_id,
@@ -276,16 +321,30 @@ def _perform(
     )
 
 
-def _count(stored: StoredCall, backend: Backend | None) -> dict[str, Any]:
-    generated = [event for event in stored.events if isinstance(event, Generated)]
+def _count(replayed: Sequence[Event], backend: Backend | None) -> dict[str, Any]:
+    generated = [event for event in replayed if isinstance(event, Generated)]
     traces = [event.generation.tokens for event in generated]
     return {
-        "events": len(stored.events),
+        "events": len(replayed),
         "generations": len(generated),
         "reexecuted": len(generated) if backend is not None else 0,
         "stand_ins": 0 if backend is not None else len(generated),
         "steps": sum(len(trace.ids) for trace in traces if trace) if backend is not None else 0,
     }
+
+
+def _difference_before_the_stop(
+    recorded: Sequence[Event], replayed: Sequence[Event]
+) -> Difference | None:
+    """Return the difference that led to the stop, where an earlier event shows it."""
+    stop = ReplayError.__name__
+    before = list(
+        takewhile(
+            lambda e: not (isinstance(e, Failed | BackendFailed) and e.error == stop), replayed
+        )
+    )
+    shared = min(len(before), len(recorded))
+    return first_difference(recorded[:shared], before[:shared])
 
 
 def _differing_messages(stored: StoredCall, trail: Trail) -> Difference | None:
@@ -308,13 +367,19 @@ def _text(body: bytes | None) -> str | None:
 
 
 def _differing_result(
-    result: Result, recorded: Output | None, replayed: Output | None, error: str | None
+    result: Result, recorded: Output | None, reply: Reply | None, error: str | None
 ) -> Difference | None:
     if result.error != error:
         return _outside("result", "error", result.error, error)
-    if replayed is not None and recorded != replayed:
+    if reply is None:
+        return None
+    for name in ("verdict", "finish_reason", "usage"):
+        old, new = getattr(result, name), getattr(reply, name)
+        if old != new:
+            return _outside("result", name, msgspec.to_builtins(old), msgspec.to_builtins(new))
+    if recorded != reply.output:
         return _outside(
-            "result", "output", msgspec.to_builtins(recorded), msgspec.to_builtins(replayed)
+            "result", "output", msgspec.to_builtins(recorded), msgspec.to_builtins(reply.output)
         )
     return None
 

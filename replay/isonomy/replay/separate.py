@@ -15,6 +15,8 @@ from .stored import StoredCall
 
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TMPDIR")
 """The environment of a replay: what Python needs to start, and our own switches; no secrets."""
+_SWITCHES = ("-B", "-P")
+"""Write no bytecode, and import nothing from the working directory because it happens to be it."""
 
 
 def replay_separately(
@@ -35,7 +37,7 @@ def replay_separately(
     }
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "isonomy.replay.child"],
+            [sys.executable, *_SWITCHES, "-m", "isonomy.replay.child"],
             input=msgspec.json.encode(task),
             capture_output=True,
             env=environment,
@@ -49,7 +51,10 @@ def replay_separately(
         return _refused(
             stored, f"the replaying process failed: {lines[-1] if lines else 'no message'}"
         )
-    return msgspec.json.decode(child.stdout, type=Replayed)
+    try:
+        return msgspec.json.decode(child.stdout, type=Replayed)
+    except msgspec.MsgspecError:
+        return _refused(stored, "the replaying process ended without a result.")
 
 
 def _refused(stored: StoredCall, reason: str) -> Replayed:
