@@ -24,6 +24,7 @@ Only ``[policy]`` is the policy: it alone is digested and recorded as written.
 from __future__ import annotations
 
 import inspect
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def _split_backend(
     accepted = {
         name
         for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and _is_data(parameter.annotation)
     }
     options, sampling = {}, {}
     for key, value in table.items():
@@ -130,6 +131,17 @@ def _split_backend(
         return spec, options, checked(decode(sampling, Sampling, file=file, key="backend"))
     except InputError as error:
         raise ConfigError(str(error), file=file, key="backend") from None
+
+
+def _is_data(annotation: object) -> bool:
+    """Return whether a keyword's annotation admits values that a file can hold, and nothing else.
+
+    Clocks, clients and other objects are passed in code.
+    """
+    words = set(re.findall(r"[A-Za-z_]+", str(annotation)))
+    return words <= {
+        "str", "int", "float", "bool", "None", "dict", "list", "tuple", "Sequence", "Mapping",
+    }  # fmt: skip
 
 
 def _factory(spec: str, registry: Registry) -> tuple[Any, str]:

@@ -37,7 +37,11 @@ def decode(table: Any, type: type[T], *, file: str | None, key: str, also: Itera
         return msgspec.convert(table, type)
     except msgspec.ValidationError as error:
         message, where = _place(str(error))
-        raise ConfigError(f"{message}.", file=file, key=f"{key}{where}".lstrip(".")) from None
+        wrong = re.fullmatch(r"Invalid enum value '(.*)'", message)
+        if wrong is not None:
+            message += "." + nearest(wrong[1], _choices(type, where))
+        sentence = message if message.endswith((".", "?")) else f"{message}."
+        raise ConfigError(sentence, file=file, key=f"{key}{where}".lstrip(".")) from None
 
 
 def _refuse_unknown(
@@ -63,6 +67,19 @@ def _struct_in(annotation: Any) -> Any:
             if (found := _struct_in(member)) is not None:
                 return found
     return None
+
+
+def _choices(type: Any, where: str) -> list[str]:
+    """Return the texts that the field at the head of a path admits."""
+    name = re.match(r"\.(\w+)", where)
+    hints = {field.encode_name: field.type for field in msgspec.structs.fields(type)}
+    return _literals(hints.get(name[1])) if name else []
+
+
+def _literals(annotation: Any) -> list[str]:
+    if typing.get_origin(annotation) is typing.Literal:
+        return [value for value in typing.get_args(annotation) if isinstance(value, str)]
+    return [text for member in typing.get_args(annotation) for text in _literals(member)]
 
 
 def _place(message: str) -> tuple[str, str]:
