@@ -33,6 +33,11 @@ def expected(x, w, bias=None, order=STANDARD, at=None):
     return [exact_linear(xs[m], ws[n], bs[n], order) for m, n in pairs]
 
 
+def widened(stored):
+    """float32 of bf16 bits."""
+    return data.from_bits([bf16_to_b32(b) for b in stored.ravel().tolist()]).reshape(stored.shape)
+
+
 def picked(y, at):
     return np.array([y[m, n] for m, n in at], dtype=np.float32)
 
@@ -64,7 +69,7 @@ def test_linear_with_bf16_weights(kind, k):
     m, n = 4, 35
     x = kind(rng, (m, k))
     stored = (kind(rng, (n, k)).view(np.uint32) >> 16).astype(np.uint16)
-    w = data.from_bits([bf16_to_b32(b) for b in stored.ravel().tolist()]).reshape(n, k)
+    w = widened(stored)
     bias = data.normal(rng, (n,))
     at = some(rng, m, n)
     packed = PackedLinear(stored, bias)
@@ -72,13 +77,24 @@ def test_linear_with_bf16_weights(kind, k):
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65])
-@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 17])
+@pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 16, 17, 25])
 def test_every_output_of_every_tile_shape(m, n):
     rng = np.random.default_rng([12, m, n])
     k = 20
     x, w, bias = data.cancelling(rng, (m, k)), data.normal(rng, (n, k)), data.normal(rng, (n,))
     packed = PackedLinear(w, bias)
     agree(expected(x, w, bias), lambda: linear(x, packed))
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 65])
+@pytest.mark.parametrize("m", [1, 2, 4, 5, 6, 7, 11, 12, 13, 25])
+def test_every_output_of_every_tile_shape_with_bf16_weights(m, n):
+    rng = np.random.default_rng([16, m, n])
+    k = 20
+    x = data.cancelling(rng, (m, k))
+    stored = (data.normal(rng, (n, k)).view(np.uint32) >> 16).astype(np.uint16)
+    packed = PackedLinear(stored)
+    agree(expected(x, widened(stored)), lambda: linear(x, packed))
 
 
 @pytest.mark.parametrize("k", [1024, 1025, 4095])

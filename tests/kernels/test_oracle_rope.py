@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 from tests.kernels.oracle import data, rope
@@ -91,6 +92,26 @@ def test_tables_near_multiples_of_half_a_turn():
     f = np.array(freqs)
     agree([a for cos, _ in want for a in cos], lambda: kernels.rope_tables(f, 40)[0], "cos")
     agree([a for _, sin in want for a in sin], lambda: kernels.rope_tables(f, 40)[1], "sin")
+
+
+@pytest.mark.parametrize("function", ["cos", "sin"])
+def test_tables_are_correctly_rounded_where_binary64_cannot_tell(function):
+    """Angles whose cosine (or sine) lies as near to the middle of two binary32 as angles get.
+
+    An evaluation in binary64 that errs by a quarter of a unit lands on the wrong side, or on the
+    middle itself. In ordinary tables one entry in some 2^29 is like these.
+    """
+    rng = np.random.default_rng(42)
+    inverse = {"cos": mpmath.acos, "sin": mpmath.asin}[function]
+    freqs = []
+    with mpmath.workprec(200):
+        for _ in range(1000):
+            middle = mpmath.ldexp(2 * int(rng.integers(1 << 23, 1 << 24)) + 1, -25)
+            middle = mpmath.ldexp(middle, -int(rng.integers(0, 4)))
+            turns = 2 * mpmath.pi * int(rng.integers(0, 3))
+            freqs.append(float(inverse(middle) + turns))
+    f, which = np.array(freqs), ["cos", "sin"].index(function)
+    agree(rope.table_row(freqs, 1)[which], lambda: kernels.rope_tables(f, 2)[which][1], function)
 
 
 def test_angles_are_binary64_products():

@@ -74,19 +74,8 @@ def test_noise_is_keyed_by_id_position_and_candidate():
     assert len(draws) > 2
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_noise_to_the_last_bit(seed):
-    """The least logit with which id 0 still wins against id 1, and the one below it.
-
-    The two sums are equal there, and the tie goes to id 0; a unit in the last place of either
-    noise moves the border.
-    """
-    g0 = sampling.gumbel(seed, 0, 9, 0)
-    g1 = sampling.gumbel(seed, 1, 9, 0)
-    one = B32.one
-
-    def wins(a):
-        return B32.key(B32.add(a, g0)) >= B32.key(B32.add(one, g1))
+def border(wins):
+    """The least binary32 between -100 and 100 for which `wins` holds, and the one below it."""
 
     def bits_of(key):  # the inverse of B32.key
         return key if key >= 0 else B32.neg(-key)
@@ -95,10 +84,41 @@ def test_noise_to_the_last_bit(seed):
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if wins(bits_of(middle)) else (middle, high)
-    at, below = bits_of(high), bits_of(low)
+    return bits_of(high), bits_of(low)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 3.0])
+@pytest.mark.parametrize("seed", range(12))
+def test_noise_and_temperature_to_the_last_bit(seed, temperature):
+    """The least logit with which id 0 still wins against id 1, and the one below it.
+
+    The two sums are equal there, and the tie goes to id 0; a unit in the last place of either
+    noise, or of a quotient, moves the border.
+    """
+    g0 = sampling.gumbel(seed, 0, 9, 0)
+    g1 = sampling.gumbel(seed, 1, 9, 0)
+    t = B32.from_float(temperature)
+    against = B32.key(B32.add(B32.div(B32.one, t), g1))
+    at, below = border(lambda a: B32.key(B32.add(B32.div(a, t), g0)) >= against)
     for logit, token in ((at, 0), (below, 1)):
-        drawn = check(data.from_bits([logit, one]), temperature=1.0, seed=seed, position=9)
-        assert drawn == token
+        logits = data.from_bits([logit, B32.one])
+        assert check(logits, temperature=temperature, seed=seed, position=9) == token
+
+
+@pytest.mark.parametrize("penalty", [1.1, 1.3, 0.7, 1.9])
+@pytest.mark.parametrize("value", [0.37, 2.71, 11.3, -0.37, -2.71, -11.3])
+def test_penalty_to_the_last_bit(value, penalty):
+    """The least logit that, penalised, still beats an unpenalised one of a higher id."""
+    r, against = B32.from_float(penalty), B32.from_float(value)
+
+    def penalised(a):
+        return B32.div(a, r) if B32.key(a) > 0 else B32.mul(a, r)
+
+    at, below = border(lambda a: B32.key(penalised(a)) >= B32.key(against))
+    for logit, token in ((at, 0), (below, 1)):
+        logits = data.from_bits([logit, against])
+        drawn_token = check(logits, temperature=0.0, repetition_penalty=penalty, history=[0])
+        assert drawn_token == token
 
 
 # Greedy, ties
@@ -117,6 +137,10 @@ def test_greedy_ties_across_lanes(n):
     rng = np.random.default_rng([62, n])
     for _ in range(8):
         check(rng.integers(-2, 3, n).astype(np.float32), temperature=0.0)
+
+
+def test_a_temperature_that_rounds_to_zero_is_zero():
+    check(data.normal(np.random.default_rng(63), 50), temperature=1e-50, seed=4)
 
 
 def test_greedy_ignores_truncation_and_noise():
@@ -285,11 +309,12 @@ def test_top_logprobs(size, spread):
     b = data.bits(logits)
     n = min(size, 20)
     ranked = sorted(range(size), key=lambda i: (-B32.key(b[i]), i))[:n]
+    want = sampling.logprobs(b, ranked)
     for path in every_path():
         got = kernels.top_logprobs(logits, n)
         assert [i for i, _ in got] == ranked, path
         values = np.array([p for _, p in got], dtype=np.float32)
-        assert data.bits(values) == [sampling.logprob(b, i) for i in ranked], path
+        assert data.bits(values) == want, path
 
 
 def test_logprobs_of_chosen_ids():

@@ -82,9 +82,9 @@ def sample(logits: Sequence[int], params: Params, position: int, history: Collec
     for i in set(history):
         apply = B32.div if B32.key(scores[i]) > 0 else B32.mul
         scores[i] = apply(scores[i], penalty)
-    if params.temperature == 0:
-        return argmax(dict(enumerate(scores)))
     temperature = B32.from_float(params.temperature)
+    if B32.is_zero(temperature):
+        return argmax(dict(enumerate(scores)))
     scores = [B32.div(a, temperature) for a in scores]
     return argmax(
         {
@@ -99,11 +99,16 @@ def argmax(scores: dict[int, int]) -> int:
     return min(scores, key=lambda i: (-B32.key(scores[i]), i))
 
 
-def logprob(logits: Sequence[int], token: int) -> int:
-    """Log-probability of an id, from the logits before penalties."""
+def logprobs(logits: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """Log-probabilities of ids, from the logits before penalties."""
     m = B32.max(logits)
     z = B32.mul(B32.from_int(sum(mass(a, m) for a in logits)), B32.from_float(2.0**-32))
-    return B32.sub(B32.sub(logits[token], m), log32(z))
+    return [B32.sub(B32.sub(logits[i], m), log32(z)) for i in tokens]
+
+
+def logprob(logits: Sequence[int], token: int) -> int:
+    """Log-probability of one id."""
+    return logprobs(logits, [token])[0]
 
 
 def digest(logits: Sequence[int]) -> bytes:
