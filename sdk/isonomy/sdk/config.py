@@ -138,9 +138,12 @@ def _is_data(annotation: object) -> bool:
 
     Clocks, clients and other objects are passed in code.
     """
-    words = set(re.findall(r"[A-Za-z_]+", str(annotation)))
+    # A module without `from __future__ import annotations` has types here, not their text.
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    words = set(re.findall(r"[A-Za-z_]+", text))
     return words <= {
         "str", "int", "float", "bool", "None", "dict", "list", "tuple", "Sequence", "Mapping",
+        "Optional", "Union", "typing", "collections", "abc",
     }  # fmt: skip
 
 

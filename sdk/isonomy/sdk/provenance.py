@@ -194,7 +194,8 @@ def _pieces(value: Any, within: tuple[int, ...]) -> Iterator[tuple[bytes, bool]]
         yield b"instance", False
     else:
         named = value if hasattr(value, "__qualname__") else type(value)
-        yield f"{type(value).__qualname__} {named.__module__}.{named.__qualname__}".encode(), False
+        module = getattr(named, "__module__", "builtins")
+        yield f"{type(value).__qualname__} {module}.{named.__qualname__}".encode(), False
 
 
 def _names_in(code: types.CodeType) -> Iterator[str]:
