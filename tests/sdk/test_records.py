@@ -10,6 +10,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.sdk.world import (
+    Memory,
+    Scripted,
+    broken,
+    events_in,
+    output_in,
+    payloads,
+    request_in,
+    run,
+    told,
+)
 
 from isonomy.sdk import (
     BackendError,
@@ -47,17 +58,6 @@ from isonomy.sdk.records import (
     RequestContent,
     Result,
     header_of,
-)
-from tests.sdk.world import (
-    Memory,
-    Scripted,
-    broken,
-    events_in,
-    output_in,
-    payloads,
-    request_in,
-    run,
-    told,
 )
 
 
@@ -281,9 +281,9 @@ def test_if_the_result_is_not_durable_no_reply_is_released(ask: Any) -> None:
 
 
 def test_a_blocked_call_that_is_not_durable_releases_no_reply_either(ask: Any) -> None:
-    with Guard(Scripted(), [lambda text: False], Memory(fail_at=[0])) as guard:
-        with pytest.raises(LogError):
-            ask(guard, "hello")
+    log = Memory(fail_at=[0])
+    with Guard(Scripted(), [lambda text: False], log) as guard, pytest.raises(LogError):
+        ask(guard, "hello")
 
 
 def test_records_of_async_calls_need_no_worker() -> None:
@@ -345,9 +345,9 @@ def test_no_content_stands_in_a_record_proper() -> None:
     log = Memory()
     with Guard(Scripted(lambda messages: CANARY), [check(Chatty(), on_error="flag")], log) as guard:
         guard.chat(CANARY, documents=[Document(CANARY, CANARY, CANARY)])
-    with Guard(Scripted([BackendError(CANARY, backend="x")]), [], log) as guard:
-        with pytest.raises(BackendError):
-            guard.chat("hello")
+    failing = Scripted([BackendError(CANARY, backend="x")])
+    with Guard(failing, [], log) as guard, pytest.raises(BackendError):
+        guard.chat("hello")
     assert log.kinds == ["Opening", "Intent", "Result", "Intent", "Result"]
     for entry in log.entries:
         assert CANARY.encode() not in canonical(entry.record)
