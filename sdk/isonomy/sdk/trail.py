@@ -8,6 +8,7 @@ runs the same pipeline on it, so that live and replayed calls can't follow diffe
 from __future__ import annotations
 
 import builtins
+import copy
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -220,17 +221,21 @@ def _class_named(name: str) -> type[Exception] | None:
 
 
 def _plain(name: str, value: T) -> T:
-    """Return an effect's value if a replay can hand it back as it is."""
+    """Return an effect's value as a replay will hand it back: with sorted keys, and nobody else's.
+
+    Raises:
+        InputError: a replay could not hand it back.
+    """
     try:
-        same = msgspec.json.decode(canonical(value)) == value
+        read_back: T = msgspec.json.decode(canonical(value))
     except InputError as error:
         raise InputError(f"the effect {name!r} returned what can't be recorded: {error}") from None
-    if not same:
+    if read_back != value:
         raise InputError(
             f"the effect {name!r} returned what does not read back from JSON as it is (a tuple, a "
             "date, bytes, NaN). Return plain data: text, finite numbers, lists, dictionaries."
         )
-    return value
+    return read_back
 
 
 def _asker(place: Mapping[str, Any]) -> Asker:
@@ -368,7 +373,8 @@ class Trail:
         self.add(effect, gate)
         if effect.error is not None:
             raise raised[0] if raised else ReplayedError.of(*effect.error)
-        return effect.value
+        # A copy: what the check does with it must not reach the record.
+        return copy.deepcopy(effect.value)
 
     def secret(self, name: str) -> str:
         """Return a secret and remember to scrub it from everything that is recorded."""
