@@ -378,7 +378,7 @@ def test_timeouts_are_handed_back(backend: Any, stages: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize("on_error", ["block", "allow", "flag"])
 def test_a_timeout_counts_as_it_did(on_error: Any, tmp_path: Path) -> None:
     hanging = check(AsyncHangs(), on_error=on_error, timeout=0.1)
-    with Guard(answering(), [hanging, on_output(bool)], tmp_path / "log") as guard:
+    with Guard(answering(), [hanging, on_output(lambda text: True)], tmp_path / "log") as guard:
         reply, _ = calls.chat(guard)
         assert guard.replay(reply.call_id).status == "verified"
     assert reply.verdict == on_error
