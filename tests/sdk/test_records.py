@@ -44,7 +44,7 @@ from isonomy.sdk import (
     on_input,
     on_output,
 )
-from isonomy.sdk.canonical import canonical, sha256
+from isonomy.sdk.canonical import canonical, carriable, sha256
 from isonomy.sdk.events import BackendFailed, Event, Generated
 from isonomy.sdk.policy import REFUSAL
 from isonomy.sdk.records import (
@@ -214,6 +214,7 @@ def test_a_call_blocked_at_the_input_is_written_in_one_piece(ask: Any) -> None:
     [
         (broken(), "BackendError", "the parrot is asleep. Wake it."),
         (ValueError("bug"), "BackendError", "the backend raised ValueError: bug"),
+        (BackendError("odd \ud800", backend="scripted"), "BackendError", "odd ?"),
     ],
 )
 def test_a_backend_s_failure_is_recorded_and_raised(
@@ -222,7 +223,7 @@ def test_a_backend_s_failure_is_recorded_and_raised(
     log = Memory()
     with Guard(Scripted([error]), [passing], log) as guard, pytest.raises(BackendError) as caught:
         ask(guard, "hello")
-    assert str(caught.value) == message
+    assert carriable(str(caught.value)) == message
     result = log.only(Result)
     assert isinstance(result.record, Result)
     assert (result.record.error, result.record.finish_reason) == (name, None)

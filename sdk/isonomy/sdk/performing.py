@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from .asking import Waiting
+from .canonical import carriable
 from .diagnostics import logger
 from .errors import IsonomyError, LogError
 from .events import Event, Generated
@@ -129,7 +130,7 @@ async def perform(
         refusal=refused,
         check=standing.check,
         reason=reason,
-        error=str(failure) if failure else None,
+        error=carriable(str(failure)) if failure else None,
     )
     usage = _usage(trail.events)
     if scribe is not None:
