@@ -140,13 +140,14 @@ def _complete(stored: StoredCall) -> tuple[Intent, Result]:
         readable = stored.request is not None and stored.policy is not None
         taken = {e.name for e in stored.events if isinstance(e, Effect) and e.kind == "secret"}
         masked = _masked(stored, taken)
+        readable = readable and stored.output is not None
     except (msgspec.MsgspecError, ValueError) as error:
         raise Refusal(
             f"the record can't be read: {error}. Use the version of Isonomy that is named in it, "
             f"{intent.versions.get('isonomy', '?')}."
         ) from error
     if not readable:
-        raise Refusal("the call's request or policy is not in its record.")
+        raise Refusal("the call's request, policy or output is not in its record.")
     if masked:
         raise Refusal(
             f"the record holds {masked} in place of a secret that reached the model or came from "
@@ -159,7 +160,9 @@ def _complete(stored: StoredCall) -> tuple[Intent, Result]:
 def _masked(stored: StoredCall, secrets: Collection[str]) -> str | None:
     """Return the placeholder of a secret that stands in what checks and model saw, if any does."""
     said = [message.text for message in stored.messages.values()]
-    said += [event.generation.text for event in stored.events if isinstance(event, Generated)]
+    for event in stored.events:
+        if isinstance(event, Generated):
+            said += [event.generation.text, event.generation.prompt or ""]
     for name in sorted(secrets):
         placeholder = f"[secret {name}]"
         if any(placeholder in text for text in said):
