@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from datetime import date
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from isonomy.sdk import Block, InputError, Message, Span, Text, ToolCall
+from isonomy.sdk import Block, InputError, Message, Span, Text, TokenTrace, ToolCall
 from isonomy.sdk.canonical import (
     canonical,
     carriable,
@@ -140,13 +141,31 @@ def test_finite_numbers_pass(value: float | None) -> None:
         Message("admin", (Text("hi"),)),  # type: ignore[arg-type]
         Message("user", (Text(5),)),  # type: ignore[arg-type]
         Message("user", ("hi",)),  # type: ignore[arg-type]
+        Message("user", (Text(b"hi"),)),  # type: ignore[arg-type]
+        Block(date(2026, 1, 1)),  # type: ignore[arg-type]
+        ToolCall("1", "f", {"x": object()}),
+        Span(True, 1, "x"),
         Block("\ud800"),
         Block("no", score="high"),  # type: ignore[arg-type]
     ],
 )
 def test_structs_with_other_contents_than_declared_are_refused(value: msgspec.Struct) -> None:
-    with pytest.raises(InputError, match=r"malformed|surrogate"):
+    with pytest.raises(InputError, match=r"malformed|surrogate|can't be recorded"):
         require_declared(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Message("user", [Text("hi")]),  # type: ignore[arg-type]
+        Message("user", ()),
+        Block("no", score=1),
+        Block("no", score=float("nan")),  # `require_finite` is for that
+        TokenTrace(ids=(1,), texts=("a",), logprobs=b"\xff", digests=b"", chain=b"\x00"),
+    ],
+)
+def test_structs_as_declared_pass(value: msgspec.Struct) -> None:
+    require_declared(value)
 
 
 def test_carriable_changes_lone_surrogates_only() -> None:

@@ -84,8 +84,9 @@ WRONG: list[tuple[Any, str]] = [
     ([Message("user", (Text(None),))], "messages[0]: this Message is malformed"),  # type: ignore[arg-type]
     ("a\ud800", "text holds a lone surrogate (U+D800) at position 1"),
     ([{"role": "user", "content": "\udfff"}], "text holds a lone surrogate"),
-    ([Message("user", (ToolCall("1", "f", {"x": object()}),))], "malformed"),
-    ([Message("user", (ToolCall("1", "f", endless()),))], "malformed"),
+    ([Message("user", (ToolCall("1", "f", {"x": object()}),))], "can't be recorded as JSON"),
+    ([Message("user", (ToolCall("1", "f", endless()),))], "can't be recorded as JSON"),
+    ([Message("user", (Text(b"x"),))], "messages[0]: this Message is malformed"),  # type: ignore[arg-type]
 ]
 
 

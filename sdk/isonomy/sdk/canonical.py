@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import cache
 from typing import Any
+from uuid import UUID
 
 import msgspec
 
 from .errors import InputError
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
+_WRITTEN_AS_TEXT = (bytes, bytearray, datetime, date, time, timedelta, UUID, Decimal)
 
 
 def canonical(value: Any) -> bytes:
@@ -48,16 +53,24 @@ def require_finite(value: float | None, what: str) -> None:
         raise InputError(f"{what} must be a finite number, not {value!r}.")
 
 
+@cache
+def _decoder(type: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
+    return msgspec.json.Decoder(type)
+
+
 def require_declared(value: msgspec.Struct) -> None:
     """Raise `InputError` unless a struct's fields are of their declared types, and can be recorded.
 
     Constructors do not check: `Message("user", "hello")` holds no part that a check would be shown.
     """
+    body = canonical(value)
     try:
-        msgspec.convert(msgspec.to_builtins(value), type(value))
-    except (msgspec.ValidationError, TypeError, RecursionError) as error:
+        if _decoder(type(value)).decode(body) == value:
+            return
+        # A list for a tuple is fine; bytes, which JSON writes as text, are no text.
+        msgspec.convert(msgspec.to_builtins(value, builtin_types=_WRITTEN_AS_TEXT), type(value))
+    except (msgspec.ValidationError, TypeError) as error:
         raise InputError(f"this {type(value).__name__} is malformed: {error}.") from None
-    canonical(value)
 
 
 def carriable(text: str) -> str:

@@ -201,7 +201,9 @@ class Guard:
             actor=actor,
             tags=tags or {},
         )
-        drawn = self.backend.resolve(checked(merged(sampling, self.sampling)))
+        if sampling is not None:
+            sampling = checked(sampling)
+        drawn = self.backend.resolve(merged(sampling, self.sampling))
         if drawn.seed is None:
             drawn = msgspec.structs.replace(drawn, seed=int.from_bytes(os.urandom(8), "big") >> 1)
         performance = Performance(
