@@ -56,6 +56,7 @@ _DENIED = (
     "webbrowser.",
 )
 _WRITING = set("wax+")
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 _UNIX = 1
@@ -86,8 +87,8 @@ def _deny(event: str, arguments: tuple[Any, ...]) -> None:
             raise Denied("a replay may not open a socket: models and services are not asked again")
     if event == "open":
         path, mode, flags = arguments
-        # The flags are those of open(2): the two lowest bits say whether it writes.
-        writes = bool(_WRITING & set(mode)) if isinstance(mode, str) else bool((flags or 0) & 3)
+        named = isinstance(mode, str)  # otherwise os.open, whose flags are those of open(2)
+        writes = bool(_WRITING & set(mode)) if named else bool((flags or 0) & _WRITE_FLAGS)
         if writes and path not in ("/dev/null", b"/dev/null"):
             raise Denied(f"a replay may not write to {path!r}")
 

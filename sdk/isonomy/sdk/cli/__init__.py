@@ -10,6 +10,7 @@ Commands import what they need when they run, so that ``isonomy --help`` answers
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -84,13 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
     try:
-        cli.main(
+        # A command's exit status is what click returns when it does not exit by itself.
+        status = cli.main(
             args=list(arguments) if arguments is not None else None,
             prog_name="isonomy",
             standalone_mode=False,
         )
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.stdout.flush()
+        sys.exit(status if isinstance(status, int) else 0)
     except click.Abort:
         click.echo("aborted", err=True)
         sys.exit(130)
@@ -103,5 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo(f"isonomy: {type(error).__name__}: {printable(str(error))}", err=True)
         sys.exit(2)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader went away; there is nobody to complain to
+        # The reader went away. What is left in the buffer must not fail again when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
