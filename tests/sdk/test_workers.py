@@ -162,7 +162,31 @@ def test_a_blocked_loop_is_replaced_and_closes_when_it_comes_back(workers: Worke
         time.sleep(0.005)
 
 
-def test_a_slow_coroutine_that_awaits_does_not_cost_the_loop(workers: Workers) -> None:
+def test_others_on_a_blocked_loop_still_get_their_answers(workers: Workers) -> None:
+    release, started = threading.Event(), threading.Event()
+
+    async def patient() -> int:
+        while not release.is_set():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        return 1
+
+    async def blocking() -> None:
+        started.set()
+        release.wait(30)
+
+    other, blocked = workers.spawn(patient()), workers.spawn(blocking())
+    assert started.wait(5)
+    workers.abandon(blocked)
+    release.set()
+    assert other.result(5) == 1
+
+
+def test_a_slow_coroutine_that_awaits_does_not_cost_the_loop(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isonomy.sdk.workers._HEARTBEAT", 10.0)  # however busy the machine
+
     async def loop(seconds: float = 0) -> asyncio.AbstractEventLoop:
         await asyncio.sleep(seconds)
         return asyncio.get_running_loop()

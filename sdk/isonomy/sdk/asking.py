@@ -78,7 +78,7 @@ class OnLoop:
             await asyncio.wait({waiter}, timeout=timeout)
             if not waiter.done():
                 raise _DeadlineMissed
-            return waiter.result()
+            return future.result()  # not the waiter's: a check's cancellation is not the caller's
         finally:
             waiter.cancel()  # so that a late exception is not reported as never retrieved
 

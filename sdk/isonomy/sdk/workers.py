@@ -72,6 +72,17 @@ async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
         raise _as_error(error) from error
 
 
+async def _retire() -> None:
+    """Stop the running loop when what other calls have on it is done."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    others = asyncio.all_tasks(loop) - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)
+    loop.stop()
+
+
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     """Run a loop until it is stopped; then end its tasks and close it."""
     import asyncio
@@ -144,6 +155,8 @@ class Workers:
                     threading.Thread(target=self._work, name="isonomy-worker", daemon=True).start()
 
     def _replace_blocked_loop(self, future: Future[Any]) -> None:
+        import asyncio
+
         with self._condition:
             loop = self._loop
             if loop is None:
@@ -155,7 +168,7 @@ class Workers:
             self._loop = None
             self._stuck.add(future)
             loop.call_soon_threadsafe(self._stuck.discard, future)
-            loop.call_soon_threadsafe(loop.stop)  # when it comes back
+            asyncio.run_coroutine_threadsafe(_retire(), loop)  # runs when it comes back
 
     def _work(self) -> None:
         while True:
