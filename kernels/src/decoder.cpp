@@ -82,7 +82,7 @@ Decoder::Decoder(const iso_decoder_config& c) : config_(c) {
     require(c.scale > 0 && c.attention_factor > 0, "scale and attention_factor must be positive");
     require(c.frequencies && c.windows, "frequencies and windows are missing");
     frequencies_.assign(c.frequencies, c.frequencies + c.rotary_dim / 2);
-    for (const double f : frequencies_) require(f >= 0 && f <= 1e9, "frequencies must be between 0 and 1e9");
+    for (const double f : frequencies_) require(f >= 0 && f <= 1e298, "frequencies must be between 0 and 1e298");
     windows_.assign(c.windows, c.windows + c.layers);
     for (const int32_t window : windows_) require(window >= 0, "a window must not be negative (0: none)");
     config_.frequencies = nullptr;

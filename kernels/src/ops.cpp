@@ -132,7 +132,7 @@ int iso_rope_tables(const double* frequencies, size_t half, size_t positions, do
                     float* sines) {
     return guarded([&] {
         for (size_t i = 0; i < half; ++i)
-            require(frequencies[i] >= 0 && frequencies[i] <= 1e9, "frequencies must be between 0 and 1e9");
+            require(frequencies[i] >= 0 && frequencies[i] <= 1e298, "frequencies must be between 0 and 1e298");
         const Kernels& k = kernels();
         in_rows(positions, [&](size_t p) {
             k.rope_table(frequencies, half, int64_t(p), float(attention_factor), cosines + p * half, sines + p * half);

@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -28,6 +29,9 @@ inline void pause() {
 // Spinning this long (tens of microseconds) covers the gap between two regions of a forward pass; then a worker sleeps.
 constexpr int WORKER_SPINS = 2000;
 constexpr int CALLER_SPINS = 2000;
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::milliseconds LONG_WAIT{1};
+constexpr int LEAST_ALONE = 16, MOST_ALONE = 2048;  // regions; a forward pass has a few for each layer
 constexpr uint64_t CLOSED = 0xFFFFFFFFu;  // as next task: nothing to take
 
 using Task = void (*)(void* context, size_t index, int slot);
@@ -56,9 +60,25 @@ class Pool {
             { const std::lock_guard<std::mutex> lock(mutex_); }  // nobody is between his last look and his sleep
             wake_.notify_all();
         }
+        const auto start = Clock::now();
         work(0);
+        const auto mine = Clock::now();
         for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins)
             spins < CALLER_SPINS ? pause() : std::this_thread::yield();
+        if (Clock::now() - mine > LONG_WAIT + 4 * (mine - start)) {
+            alone_ = backoff_;
+            backoff_ = backoff_ < MOST_ALONE ? 2 * backoff_ : MOST_ALONE;
+        } else if (backoff_ > LEAST_ALONE) {
+            backoff_ /= 2;
+        }
+    }
+
+    // On a crowded machine a worker is put aside in the middle of its grain, and the caller waits for milliseconds. After
+    // such a wait the next regions run on the caller alone, more of them each time it happens again.
+    bool crowded() {
+        if (!alone_) return false;
+        --alone_;
+        return true;
     }
 
    private:
@@ -113,7 +133,7 @@ class Pool {
     }
 
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-    int workers_ = 0;
+    int workers_ = 0, alone_ = 0, backoff_ = LEAST_ALONE;
     alignas(64) std::atomic<uint64_t> word_{CLOSED};  // generation << 32 | next task
     std::atomic<Task> task_{nullptr};
     std::atomic<void*> context_{nullptr};
@@ -162,7 +182,10 @@ void pool_run(size_t tasks, size_t grain, int slots, Task task, void* context) {
         for (size_t i = 0; i < tasks; ++i) task(context, i, 0);
         return;
     }
-    workers->run(tasks, grain, slots, task, context);
+    if (workers->crowded())
+        for (size_t i = 0; i < tasks; ++i) task(context, i, 0);
+    else
+        workers->run(tasks, grain, slots, task, context);
     workers->leave();
 }
 

@@ -2,8 +2,8 @@
 //
 // Invariant: what a task computes depends on its index only; who runs it, and when, is left open. The caller works too,
 // and a region ends when its tasks are done, not when every worker has looked at it, so a worker that the system has
-// put aside delays nobody. A second caller at the same time, and a region inside a region, run on the calling thread
-// alone. After fork the child starts with a fresh pool of its own.
+// put aside delays nobody; where one was put aside in mid-task, the next regions do without workers. A second caller at
+// the same time, and a region inside a region, run on the calling thread alone. After fork the child starts with a fresh pool of its own.
 #pragma once
 #include <stddef.h>
 

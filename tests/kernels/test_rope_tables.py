@@ -65,7 +65,7 @@ def test_the_attention_factor_is_one_more_rounding() -> None:
         assert (a * np.float32(1.23)).tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("frequency", [-1.0, np.nan, np.inf, 1e10])
+@pytest.mark.parametrize("frequency", [-1.0, np.nan, np.inf, 1e299])
 def test_frequencies_out_of_range(frequency: float) -> None:
-    with pytest.raises(kernels.ArgumentError, match="frequencies must be between 0 and 1e9"):
+    with pytest.raises(kernels.ArgumentError, match="frequencies must be between 0 and 1e298"):
         kernels.rope_tables(np.array([frequency]), 3)
