@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 from datetime import UTC, date, datetime
@@ -298,6 +299,18 @@ def test_a_secret_in_an_error_is_scrubbed() -> None:
     assert (
         b"wa" not in log.everything().replace(b"was", b"") or b"w\xc3\xb6rd" not in log.everything()
     )
+
+
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_a_secret_in_json_inside_of_text_is_scrubbed(ensure_ascii: bool) -> None:
+    def act(ctx: Any) -> Any:
+        key = ctx.secret("key")
+        raw = ctx.effect("post", lambda: json.dumps({"sent": key}, ensure_ascii=ensure_ascii))
+        assert json.loads(raw) == {"sent": CANARY}
+        return Allow()
+
+    reply = doing(act, secrets=lambda name: CANARY)
+    assert of_type(reply, Effect)[1].value == '{"sent": "[secret key]"}'
 
 
 def test_a_secret_inside_of_another_does_not_uncover_it() -> None:

@@ -390,12 +390,18 @@ class Trail:
 
     def scrub_text(self, text: str) -> str:
         """Return text with every secret handed out replaced by ``[secret NAME]``."""
+        import json
+
         # The longest first: a secret may be part of another. JSON inside of text (a provider's raw
         # response) holds secrets in their escaped form.
         for value in sorted(self.secrets, key=len, reverse=True):
             mask = f"[secret {self.secrets[value]}]"
-            text = text.replace(value, mask)
-            text = text.replace(canonical(value)[1:-1].decode(), canonical(mask)[1:-1].decode())
+            for form in {
+                value,
+                json.dumps(value)[1:-1],
+                json.dumps(value, ensure_ascii=False)[1:-1],
+            }:
+                text = text.replace(form, mask)
         return text
 
     def _scrubbed(self, value: Any) -> Any:
