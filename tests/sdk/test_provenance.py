@@ -52,6 +52,11 @@ def test_another_body_or_default_has_another_digest(other: str) -> None:
     assert code(other) != code(BASE)
 
 
+def test_another_keyword_default_has_another_digest() -> None:
+    keyword = BASE.replace("limit=3", "*, limit=3")
+    assert code(keyword) != code(keyword.replace("limit=3", "limit=4"))
+
+
 def test_where_a_function_stands_does_not_show() -> None:
     assert code("\n\n\n" + BASE) == code(BASE)
 

@@ -396,11 +396,8 @@ class Trail:
         # response) holds secrets in their escaped form.
         for value in sorted(self.secrets, key=len, reverse=True):
             mask = f"[secret {self.secrets[value]}]"
-            for form in {
-                value,
-                json.dumps(value)[1:-1],
-                json.dumps(value, ensure_ascii=False)[1:-1],
-            }:
+            quoted = [json.dumps(value, ensure_ascii=pure)[1:-1] for pure in (True, False)]
+            for form in (*quoted, value):
                 text = text.replace(form, mask)
         return text
 
