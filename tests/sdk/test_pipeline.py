@@ -545,10 +545,8 @@ GOOD, BAD = Document("a", "true", source="book"), Document("b", "rumour")
 def test_only_documents_that_remain_reach_the_model() -> None:
     backend = Scripted()
     reply = guarded(Librarian(), backend=backend, documents=[GOOD, BAD])
-    assert backend.requests[0].messages == (
-        Message.of("system", "Documents:\n\n[a]\ntrue"),
-        Message.of("user", "hello"),
-    )
+    (message,) = backend.requests[0].messages
+    assert (message.role, message.text) == ("user", "Documents:\n\n[a]\ntrue\n\nhello")
     (judged,) = of_type(reply, Judged)
     assert (judged.stage, judged.before, judged.after) == (
         "retrieved",
@@ -569,7 +567,26 @@ def test_the_pre_filters_see_the_documents() -> None:
         def pre_filter(self, messages: tuple[Message, ...]) -> Any:
             return Flag(messages[0].text)
 
-    assert guarded(Look(), documents=[GOOD]).reason == "Documents:\n\n[a]\ntrue"
+    assert guarded(Look(), documents=[GOOD]).reason == "Documents:\n\n[a]\ntrue\n\nhello"
+
+
+def test_callables_judge_documents_and_tool_results_like_any_input() -> None:
+    def honest(text: str) -> bool:
+        return "evil" not in text
+
+    assert guarded(honest, documents=[Document("a", "evil")]).verdict == "block"
+    asked = [
+        Message.of("user", "hello"),
+        Message("assistant", (ToolCall("1", "look", {}),)),
+        Message("tool", (ToolResult("1", "evil"),)),
+    ]
+    backend = Scripted()
+    with Guard(backend, [honest]) as guard:
+        assert guard.chat(asked).verdict == "block"
+    with Guard(backend, [on_input(lambda text: Replace(text.replace("evil", "good")))]) as guard:
+        reply = guard.chat(asked)
+    assert [e.target for e in of_type(reply, Judged)][:2] == ["message/0", "message/2/0"]
+    assert backend.requests[0].messages[2].content == (ToolResult("1", "good"),)
 
 
 # Observers.

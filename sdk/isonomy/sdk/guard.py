@@ -24,9 +24,9 @@ from .policy import Policy
 from .registry import Registry
 from .requests import as_call, as_documents, as_messages, checked, merged, new_call_id
 from .scribe import Scribe
-from .trail import Live
 from .vocabulary import Call, Document, Message
 from .workers import Workers
+from .world import Live
 
 if TYPE_CHECKING:
     from isonomy.replay import Replayed

@@ -23,9 +23,10 @@ from .pipeline import Pipeline
 from .policy import Policy
 from .records import Output, RequestContent
 from .scribe import Scribe
-from .trail import Trail, World
+from .trail import Trail
 from .vocabulary import Call, Candidate, Document, Message, Part, Text, VerdictName, text_of
 from .workers import Workers
+from .world import World
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,14 +22,30 @@ from typing import Any, Literal
 import msgspec
 
 from .asking import Answer, Waiting, ask
-from .canonical import canonical, carriable, digest_of, require_declared, require_finite
+from .canonical import canonical, carriable, digest_of
 from .checks import Check, verdict_of_callable, verdict_of_hook
+from .contents import (
+    Question,
+    about_answer,
+    about_calls,
+    about_documents,
+    about_messages,
+    about_results,
+    as_candidate,
+    as_critiques,
+    as_ranking,
+    judged_part,
+    new_answer,
+    new_documents,
+    new_messages,
+    no_replacement,
+    with_documents,
+)
 from .context import Context
-from .errors import InputError
 from .events import Critiqued, Failed, Judged, Ranked, Revised, Unjudged
 from .generation import Generation, Request, Sampling
 from .policy import Policy
-from .trail import ReplayedError, Trail
+from .trail import Trail
 from .vocabulary import (
     SEVERITY,
     AskHuman,
@@ -41,16 +57,14 @@ from .vocabulary import (
     Flag,
     Message,
     Part,
-    Ranking,
     Replace,
     Retry,
     Text,
-    ToolCall,
-    ToolResult,
     Verdict,
     VerdictName,
 )
 from .workers import Workers
+from .world import ReplayedError
 
 
 class Standing(msgspec.Struct):
@@ -74,17 +88,6 @@ class Judgement(msgspec.Struct):
     feedback: str | None = None
 
 
-class Question(msgspec.Struct):
-    """One thing to ask a check.
-
-    About which target, with which arguments, and what content that is.
-    """
-
-    target: str
-    arguments: dict[str, Any]
-    seen: Any
-
-
 class Pipeline:
     """One call's way through a policy. Holds the call's state; checks hold none."""
 
@@ -104,36 +107,18 @@ class Pipeline:
     ) -> tuple[Message, ...] | None:
         """Judge what goes in; returns the messages that may go to the model, or `None` if blocked.
 
-        Documents pass `retrieved` and join the messages as a system message; what tools answered
-        passes `tool_result`; then the pre-filters see everything.
+        Documents pass `retrieved` and join what the user asked last; what tools answered passes
+        `tool_result`; then the pre-filters see everything.
         """
         if documents:
-            judgement = await self._stage("retrieved", documents, _about_documents, _new_documents)
+            judgement = await self._stage("retrieved", documents, about_documents, new_documents)
             if judgement.blocked:
                 return None
-            messages = (*_as_context(judgement.content), *messages)
-        if (await self._stage("tool_result", messages, _about_results, _no_replacement)).blocked:
+            messages = with_documents(messages, judgement.content)
+        if (await self._stage("tool_result", messages, about_results, no_replacement)).blocked:
             return None
 
-        def questions(check: Check, content: tuple[Message, ...]) -> list[Question]:
-            if not check.is_callable:
-                return [Question("messages", {"messages": content}, content)]
-            return [
-                Question(f"message/{index}", {"text": message.text}, message)
-                for index, message in enumerate(content)
-                if message.role != "system" and message.text
-            ]
-
-        def replaced(
-            content: tuple[Message, ...], target: str, verdict: Replace
-        ) -> tuple[Message, ...]:
-            if target == "messages":
-                return _as_messages(verdict.content, content)
-            index = int(target.partition("/")[2])
-            new = content[index].with_text(_as_text(verdict.content))
-            return (*content[:index], new, *content[index + 1 :])
-
-        judgement = await self._stage("pre_filter", messages, questions, replaced)
+        judgement = await self._stage("pre_filter", messages, about_messages, new_messages)
         return None if judgement.blocked else judgement.content
 
     async def answer(
@@ -158,7 +143,7 @@ class Pipeline:
                 index=0, content=generation.content, finish_reason=generation.finish_reason
             )
             candidate = await self._constitution(candidate)
-            tools = await self._stage("tool_call", candidate, _about_calls, _no_replacement)
+            tools = await self._stage("tool_call", candidate, about_calls, no_replacement)
             if tools.blocked:
                 return None
             judgement = await self._validate(candidate)
@@ -189,7 +174,7 @@ class Pipeline:
         for check in self.policy.at("critique"):
             arguments: dict[str, Any] = {"candidate": candidate}
             found, took = await self._consult(
-                check, "critique", "candidate/0", arguments, candidate, _as_critiques
+                check, "critique", "candidate/0", arguments, candidate, as_critiques
             )
             if found is not None:
                 critiques.extend(found)
@@ -204,7 +189,7 @@ class Pipeline:
         for check in self.policy.at("revise"):
             arguments = {"candidate": candidate, "critiques": tuple(critiques)}
             new, took = await self._consult(
-                check, "revise", "candidate/0", arguments, candidate, _as_candidate
+                check, "revise", "candidate/0", arguments, candidate, as_candidate
             )
             if new is not None and new.content != candidate.content:
                 before, after = digest_of(candidate.content), digest_of(new.content)
@@ -223,7 +208,7 @@ class Pipeline:
         for check in self.policy.at("rank"):
             arguments = {"candidates": (candidate,)}
             ranking, took = await self._consult(
-                check, "rank", "candidates", arguments, candidate, _as_ranking
+                check, "rank", "candidates", arguments, candidate, as_ranking
             )
             if ranking is not None:
                 self._add(Ranked, "rank", check, ranking=ranking, took=took)
@@ -233,14 +218,7 @@ class Pipeline:
         if self.standing.verdict == "block":  # a constitutional plugin failed closed
             return Judgement(candidate, blocked=True)
 
-        def questions(check: Check, content: Candidate) -> list[Question]:
-            arguments = {"text": content.text} if check.is_callable else {"candidate": content}
-            return [Question("candidate/0", arguments, content)]
-
-        def replaced(content: Candidate, target: str, verdict: Replace) -> Candidate:
-            return content.with_content(_as_parts(verdict.content, content.content))
-
-        return await self._stage("post_validate", candidate, questions, replaced)
+        return await self._stage("post_validate", candidate, about_answer, new_answer)
 
     async def _stage(
         self,
@@ -334,7 +312,8 @@ class Pipeline:
         except Exception as error:
             kind = answer.failure or "invalid"
             return self._failure(check, stage, question.target, before, answer, kind, error), None
-        changed = digest_of(self._part(after, question)) if isinstance(verdict, Replace) else None
+        part = judged_part(after, question.target) if isinstance(verdict, Replace) else None
+        changed = digest_of(part) if part is not None else None
         self.trail.add(
             Judged(
                 stage=stage,
@@ -350,13 +329,6 @@ class Pipeline:
         if verdict is not None:
             self.standing.note(verdict.name, check.id, _reason(verdict))
         return verdict, after
-
-    @staticmethod
-    def _part(after: Any, question: Question) -> Any:
-        """Return the judged part of the new content."""
-        if question.target.startswith("message/"):
-            return after[int(question.target.partition("/")[2])]
-        return after
 
     def _foretold(self, check: Check, stage: str, target: str) -> Failed | None:
         """Return the timeout that a replay hands back instead of asking, if there is one."""
@@ -480,55 +452,6 @@ class Pipeline:
         return None
 
 
-def _about_documents(check: Check, content: tuple[Document, ...]) -> list[Question]:
-    return [Question("documents", {"documents": content}, content)]
-
-
-def _new_documents(content: Any, target: str, verdict: Replace) -> tuple[Document, ...]:
-    kept = tuple(verdict.content)
-    if all(isinstance(item, Document) for item in kept):
-        return kept  # type: ignore[return-value]
-    raise TypeError("Replace at retrieved must hold Documents, and nothing else")
-
-
-def _as_context(documents: tuple[Document, ...]) -> tuple[Message, ...]:
-    if not documents:
-        return ()
-    listed = "\n\n".join(f"[{document.id}]\n{document.text}" for document in documents)
-    return (Message.of("system", f"Documents:\n\n{listed}"),)
-
-
-def _about_results(check: Check, content: tuple[Message, ...]) -> list[Question]:
-    calls = {
-        part.id: part
-        for message in content
-        for part in message.content
-        if isinstance(part, ToolCall)
-    }
-    return [
-        Question(
-            f"tool_result/{part.id}",
-            {"tool_call": calls.get(part.id, ToolCall(part.id, "", {})), "result": part},
-            part,
-        )
-        for message in content
-        for part in message.content
-        if isinstance(part, ToolResult)
-    ]
-
-
-def _about_calls(check: Check, content: Candidate) -> list[Question]:
-    return [
-        Question(f"tool_call/{part.id}", {"tool_call": part}, part)
-        for part in content.content
-        if isinstance(part, ToolCall)
-    ]
-
-
-def _no_replacement(content: Any, target: str, verdict: Replace) -> Any:
-    raise TypeError("Replace is not possible for tool calls and results; Block or Flag is")
-
-
 def _reraise(answer: Answer) -> None:
     if answer.error is not None:
         if not isinstance(answer.error, Exception):
@@ -552,60 +475,3 @@ def _reason(verdict: Verdict) -> str | None:
 
 def _not_empty(generation: Generation) -> tuple[Part, ...]:
     return generation.content or (Text(""),)
-
-
-def _as_text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    raise TypeError("Replace from a callable check must hold text (a str)")
-
-
-def _as_messages(content: Any, old: tuple[Message, ...]) -> tuple[Message, ...]:
-    if isinstance(content, str):
-        # Text alone replaces what was asked last.
-        for index in range(len(old) - 1, -1, -1):
-            if old[index].role == "user":
-                return (*old[:index], old[index].with_text(content), *old[index + 1 :])
-        raise TypeError("Replace with text at pre_filter needs a user message to replace")
-    if content and all(isinstance(item, Message) for item in content):
-        return tuple(content)
-    raise TypeError(
-        "Replace at pre_filter must hold text or at least one Message, and nothing else"
-    )
-
-
-def _as_parts(content: Any, old: tuple[Part, ...]) -> tuple[Part, ...]:
-    if isinstance(content, str):
-        return (Text(content), *(part for part in old if not isinstance(part, Text)))
-    if all(isinstance(item, Part) for item in content):
-        return tuple(content)
-    raise TypeError("Replace at post_validate must hold text or parts, not messages")
-
-
-def _as_critiques(value: Any) -> tuple[Critique, ...]:
-    critiques = tuple(value)
-    for critique in critiques:
-        if not isinstance(critique, Critique):
-            raise TypeError(f"critique must return Critiques, not {type(critique).__name__}")
-        require_finite(critique.score, "a critique's score")
-        require_declared(critique)
-    return critiques
-
-
-def _as_candidate(value: Any) -> Candidate:
-    if not isinstance(value, Candidate):
-        raise TypeError(f"revise must return a Candidate or None, not {type(value).__name__}")
-    require_declared(value)
-    return value
-
-
-def _as_ranking(value: Any) -> Ranking:
-    if not isinstance(value, Ranking) or sorted(value.order) != [0]:
-        raise TypeError("rank must return a Ranking that orders each candidate exactly once")
-    for score in value.scores:
-        try:
-            require_finite(score, "a ranking's score")
-        except InputError as error:
-            raise TypeError(str(error)) from None
-    require_declared(value)
-    return value

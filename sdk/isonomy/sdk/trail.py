@@ -1,27 +1,26 @@
 """The trail of a call: its events in sequence, its messages, its one gate to the world.
 
-A `World` is what lies behind the gate. `Live` is the real one: it takes effects and asks the
-backend. Replay puts another in its place that hands back what was recorded (`isonomy.replay`), and
-runs the same pipeline on it, so that live and replayed calls can't follow different code.
+The trail numbers events and messages, scrubs secrets from them, and asks a `World` (world.py) for
+everything that comes from outside.
 """
 
 from __future__ import annotations
 
-import builtins
 import copy
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
-from .canonical import canonical, carriable, require_declared
-from .errors import BackendError, InputError, IsonomyError, PluginError
+from .canonical import canonical, carriable
+from .errors import InputError, IsonomyError
 from .events import BackendFailed, Effect, Event, Generated
-from .generation import Backend, Generation, Request, Sampling
+from .generation import Generation, Request, Sampling
+from .requests import merged
 from .vocabulary import Message
+from .world import Asker, ReplayedError, World
 
 T = TypeVar("T")
 _IDENTIFIERS = frozenset(
@@ -34,190 +33,6 @@ _NESTED_CANDIDATES = 1 << 16
 
 Gate = Callable[[], None]
 """Raises `PluginError` when the check that asks is no longer waited for."""
-
-
-class Asker(NamedTuple):
-    """Who asks the model: a check's hook in its round, or (no check) the call itself."""
-
-    stage: str
-    check: str | None
-    round: int
-
-
-class World(Protocol):
-    """What lies outside a call."""
-
-    def take(self, event: Effect, produce: Callable[[], Any]) -> Effect:
-        """Return `event` with the value or error that the world gave."""
-        ...
-
-    async def atake(self, event: Effect, produce: Callable[[], Awaitable[Any]]) -> Effect:
-        """Like `take`, for an async effect."""
-        ...
-
-    def secret(self, name: str) -> str:
-        """Return a secret."""
-        ...
-
-    def generate(self, request: Request, asker: Asker) -> Generation:
-        """Answer a request."""
-        ...
-
-    async def agenerate(self, request: Request, asker: Asker) -> Generation:
-        """Like `generate`, without blocking the loop."""
-        ...
-
-    def patience(self, timeout: float) -> float:
-        """Return how many seconds to wait for a check that may take `timeout`."""
-        ...
-
-    def foretold(self, *, stage: str, check: str, target: str, round: int) -> tuple[Event, ...]:
-        """Return what must be handed back instead of asking the check.
-
-        A recorded timeout (`Failed`), after what the check took from the world until then.
-        """
-        ...
-
-    def said(self, event: Generated) -> tuple[Message, ...]:
-        """Return the messages that a foretold generation answered."""
-        ...
-
-
-class Live:
-    """The real world."""
-
-    def __init__(
-        self, backend: Backend, secrets: Callable[[str], str | None] | None = None
-    ) -> None:
-        self._backend = backend
-        self._secrets = secrets
-
-    def take(self, event: Effect, produce: Callable[[], Any]) -> Effect:
-        """Do the effect, and note its value or error and how long it took."""
-        started = time.perf_counter_ns()
-        try:
-            value, error = produce(), None
-        except Exception as raised:
-            value, error = None, (type(raised).__name__, carriable(str(raised)))
-        return _timed(event, value, error, started)
-
-    async def atake(self, event: Effect, produce: Callable[[], Awaitable[Any]]) -> Effect:
-        """Do an async effect."""
-        started = time.perf_counter_ns()
-        try:
-            value, error = await produce(), None
-        except Exception as raised:
-            value, error = None, (type(raised).__name__, carriable(str(raised)))
-        return _timed(event, value, error, started)
-
-    def secret(self, name: str) -> str:
-        """Return a secret from the guard's source."""
-        value = self._secrets(name) if self._secrets is not None else None
-        if value is None:
-            raise PluginError(
-                f"no secret named {name!r}: give the guard a source, Guard(secrets=...).",
-                plugin=name,
-            )
-        return value
-
-    def generate(self, request: Request, asker: Asker | None = None) -> Generation:
-        """Ask the backend; whatever it raises becomes a `BackendError`."""
-        try:
-            return _usable(self._backend.generate(request), self._backend)
-        except IsonomyError:
-            raise
-        except Exception as error:
-            raise _wrapped(error, self._backend) from error
-
-    async def agenerate(self, request: Request, asker: Asker | None = None) -> Generation:
-        """Ask the backend without blocking the loop."""
-        try:
-            return _usable(await self._backend.agenerate(request), self._backend)
-        except IsonomyError:
-            raise
-        except Exception as error:
-            raise _wrapped(error, self._backend) from error
-
-    def patience(self, timeout: float) -> float:
-        """Return `timeout`."""
-        return timeout
-
-    def foretold(self, *, stage: str, check: str, target: str, round: int) -> tuple[Event, ...]:
-        """Return nothing: the future is open."""
-        return ()
-
-    def said(self, event: Generated) -> tuple[Message, ...]:
-        """Return nothing: nothing is foretold."""
-        return ()
-
-
-def _wrapped(error: Exception, backend: Backend) -> BackendError:
-    return BackendError(
-        f"the backend raised {type(error).__name__}: {error}", backend=backend.identity().spec
-    )
-
-
-def _usable(generation: Any, backend: Backend) -> Generation:
-    """Return what a backend gave if checks can judge it and the log can hold it."""
-    try:
-        if not isinstance(generation, Generation):
-            raise InputError(f"it returned {type(generation).__name__}, not a Generation.")
-        require_declared(Message("assistant", generation.content))
-        canonical(generation)
-    except InputError as error:
-        raise BackendError(
-            f"the backend's answer can't be used: {error}", backend=backend.identity().spec
-        ) from None
-    return generation
-
-
-def _timed(event: Effect, value: Any, error: tuple[str, str] | None, started: int) -> Effect:
-    return msgspec.structs.replace(
-        event, value=value, error=error, duration_ns=time.perf_counter_ns() - started
-    )
-
-
-class ReplayedError(Exception):
-    """What an effect that raised when it was recorded raises on replay.
-
-    Same type name and message. Where the class of that name is known to the process (a builtin, or
-    one class among those loaded), it is an instance of that class too, so that a check's
-    ``except TimeoutError`` takes the same way again; nothing is imported to find it. Attributes
-    beyond the message were not recorded.
-    """
-
-    type_name: str
-    message: str
-
-    @classmethod
-    def of(cls, type_name: str, message: str) -> ReplayedError:
-        """Return the recorded error, as its own class where that can be told."""
-        kind = _class_named(type_name)
-        error = cls.__new__(cls)
-        if kind is not None:
-            with suppress(TypeError):  # a class that can't be combined
-                twin: Any = type(type_name, (cls, kind), {})
-                error = twin.__new__(twin)
-        error.type_name, error.message = type_name, message
-        error.args = (message,)
-        return error
-
-    def __str__(self) -> str:
-        return self.message
-
-
-def _class_named(name: str) -> type[Exception] | None:
-    known = getattr(builtins, name, None)
-    if isinstance(known, type) and issubclass(known, Exception):
-        return known
-    found: set[type[Exception]] = set()
-    left: list[type[Exception]] = [Exception]
-    while left:
-        for kind in left.pop().__subclasses__():
-            left.append(kind)
-            if kind.__name__ == name and not issubclass(kind, ReplayedError):
-                found.add(kind)
-    return found.pop() if len(found) == 1 else None
 
 
 def _plain(name: str, value: T) -> T:
@@ -419,7 +234,7 @@ class Trail:
     ) -> tuple[Request, int]:
         self._announce(check, "generate")
         candidate = _NESTED_CANDIDATES + number
-        chosen = msgspec.structs.replace(sampling or self._sampling, candidate=candidate)
+        chosen = msgspec.structs.replace(merged(sampling, self._sampling), candidate=candidate)
         if chosen.seed is None:
             chosen = msgspec.structs.replace(chosen, seed=self._sampling.seed)
         return Request(messages=messages, sampling=chosen), candidate

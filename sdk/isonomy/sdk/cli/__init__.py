@@ -96,15 +96,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.Abort:
         click.echo("aborted", err=True)
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        hint = ""
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            hint = f" See {error.ctx.command_path} --help."
+        _complain(error.format_message() + hint)
+        sys.exit(error.exit_code)
     except IsonomyError as error:
-        from isonomy.replay import printable
-
-        click.echo(f"isonomy: {type(error).__name__}: {printable(str(error))}", err=True)
+        _complain(f"{type(error).__name__}: {error}")
         sys.exit(2)
     except BrokenPipeError:
         # The reader went away. What is left in the buffer must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _complain(message: str) -> None:
+    """Write one line to standard error; what it quotes from elsewhere can't act on a terminal."""
+    from isonomy.replay import printable
+
+    click.echo(f"isonomy: {printable(' '.join(message.split()))}", err=True)

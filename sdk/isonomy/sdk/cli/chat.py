@@ -31,9 +31,12 @@ def chat_command(
 ) -> None:
     """Ask the model TEXT, guarded by the policy of --config, and record the call.
 
-    Without --config there is no policy: the answer is recorded but nothing judges it.
+    Without --config there is no policy: the answer is recorded but nothing judges it. TEXT that is
+    just - is read from standard input. Invisible characters of the answer are spelled out; --json
+    has it to the letter.
     """
-    import sys
+    if text == "-":
+        text = _standard_input()
 
     from isonomy.replay import printable
     from isonomy.sdk import Guard, Sampling
@@ -64,10 +67,21 @@ def chat_command(
             }
         )
         return
-    click.echo(printable(reply.text, newlines=True) if sys.stdout.isatty() else reply.text)
+    click.echo(printable(reply.text, newlines=True))
     note = f"[{reply.verdict}"
     if reply.check:
         note += f" by {reply.check}"
     if reply.reason:
         note += f": {reply.reason}"
     click.echo(f"{printable(note)}] call {reply.call_id}", err=True)
+
+
+def _standard_input() -> str:
+    import sys
+
+    from isonomy.sdk.errors import InputError
+
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text (byte {error.start}).") from None

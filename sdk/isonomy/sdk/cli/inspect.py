@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from .output import json_option, log_directory, log_option, write_json, write_table
+
+if TYPE_CHECKING:
+    from isonomy.replay import ReplayLog
 
 _RECENT = """
 select call_id, started_at, status, verdict, model, input_text, output_text
@@ -24,8 +29,7 @@ def sql_command(query: str, log: str | None, as_json: bool) -> None:
     from isonomy.replay import ReplayLog
 
     with ReplayLog(log_directory(log)) as replay_log:
-        relation = replay_log.sql(query)
-        columns, rows = list(relation.columns), relation.fetchall()
+        columns, rows = _asked(replay_log, query)
     if as_json:
         write_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
@@ -41,13 +45,28 @@ def log_command(log: str | None, count: int, as_json: bool) -> None:
     from isonomy.replay import ReplayLog
 
     with ReplayLog(log_directory(log)) as replay_log:
-        relation = replay_log.sql(_RECENT, params=[count])
-        columns, rows = list(relation.columns), relation.fetchall()
+        columns, rows = _asked(replay_log, _RECENT, [count])
     if as_json:
         write_json([dict(zip(columns, row, strict=True)) for row in rows])
         return
     short = [[*row[:5], *(_clip(cell) for cell in row[5:])] for row in rows]
     write_table(["call", "started (UTC)", "status", "verdict", "model", "input", "output"], short)
+
+
+def _asked(
+    replay_log: ReplayLog, query: str, params: list[Any] | None = None
+) -> tuple[list[str], list[tuple[Any, ...]]]:
+    import duckdb
+
+    from isonomy.replay.errors import QueryRefused
+
+    relation = replay_log.sql(query, params=params)
+    try:
+        return list(relation.columns), relation.fetchall()
+    except duckdb.Error as error:  # some values fail only when they are computed
+        raise QueryRefused(
+            f"The query failed: {error}", path=replay_log.path, query=query
+        ) from error
 
 
 def _clip(text: str | None, width: int = 48) -> str:
