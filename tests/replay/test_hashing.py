@@ -1,4 +1,4 @@
-"""The scheme, against values worked out with hashlib alone, and against the log that is checked in."""
+"""The scheme, against hashlib alone, and against the log that is checked in."""
 
 from __future__ import annotations
 

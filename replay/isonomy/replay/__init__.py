@@ -18,9 +18,9 @@ if TYPE_CHECKING:
         QueryRefused,
     )
     from .journal import JournalLog, open_log
+    from .printing import printable, safe_text
     from .reading import ReplayLog
     from .replaying import Replayed, replay_call, replay_with_guard
-    from .safe_text import printable, safe_text
     from .separate import replay_separately
     from .stored import StoredCall, StoredRecord
     from .verification import Finding, Report
@@ -62,11 +62,11 @@ _HOMES = {
     "StoredCall": "stored",
     "StoredRecord": "stored",
     "open_log": "journal",
-    "printable": "safe_text",
+    "printable": "printing",
     "replay_call": "replaying",
     "replay_separately": "separate",
     "replay_with_guard": "replaying",
-    "safe_text": "safe_text",
+    "safe_text": "printing",
 }
 
 

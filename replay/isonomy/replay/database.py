@@ -14,6 +14,7 @@ Invariants
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,11 @@ def explain(error: sqlite3.Error, directory: LogDirectory, *, writing: bool) -> 
         "to a sound disk.",
         "SQLITE_TOOBIG": "a record is larger than SQLite's limit of 1 GB. Record less content.",
     }
+    if not writing:
+        advice["SQLITE_READONLY"] = (
+            "SQLite must write its index of the write-ahead log beside it, and this directory is "
+            "read-only. Copy the log to a writable directory, and read it there."
+        )
     reason = next(
         (text for code, text in advice.items() if name.startswith(code)), "see the cause."
     )
@@ -120,6 +126,8 @@ def connect(
     The caller serializes the use of a connection; any thread may use it. Raises `sqlite3.Error`.
     """
     uri = f"file:{quote(str(directory.journal))}?mode={'rw' if writable else 'ro'}"
+    if not writable and at_rest(directory):
+        uri += "&immutable=1"
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, timeout=busy_seconds, check_same_thread=False
     )
@@ -139,6 +147,20 @@ def connect(
         connection.close()
         raise
     return connection
+
+
+def at_rest(directory: LogDirectory) -> bool:
+    """Tell whether nobody can be writing, so that SQLite needs no files of its own to read.
+
+    True for a directory that this user can't write to, without a write-ahead log.
+    """
+    wal = directory.path / (JOURNAL + "-wal")
+    try:
+        return not os.access(directory.path, os.W_OK, effective_ids=True) and (
+            not wal.exists() or not wal.stat().st_size
+        )
+    except OSError:
+        return False
 
 
 def create(connection: sqlite3.Connection, log_id: str) -> None:

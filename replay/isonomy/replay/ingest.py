@@ -62,15 +62,22 @@ def refresh(path: str | os.PathLike[str], *, rebuild: bool = False) -> Ingested:
     if rebuild:
         command.append("--rebuild")
     search = os.pathsep.join(entry for entry in sys.path if entry)
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": search},
-    )
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": search},
+        )
+    except OSError as error:
+        raise LogError(
+            f"The DuckDB log of {directory} could not be brought up to date: {sys.executable} "
+            f"can't be started ({error.strerror or error}). Check the installation of Python.",
+            path=str(directory),
+        ) from error
     if done.returncode == 0:
         return msgspec.json.decode(done.stdout, type=Ingested)
     message = done.stderr.strip().splitlines()[-1:] or ["it gave no message."]

@@ -70,6 +70,41 @@ class _Prepared:
         self.hash = leaf_hash(self.leaf)
 
 
+class _Turns:
+    """A lock that is given in turn.
+
+    Python's own goes to whoever asks first after its release, mostly the thread that released it:
+    a busy writer would keep others, and forks, waiting. Here whoever waits next bars the door.
+    """
+
+    def __init__(self) -> None:
+        self._door = threading.Lock()
+        self._lock = threading.Lock()
+
+    def acquire(self) -> None:
+        with self._door:
+            self._lock.acquire()
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def stop(self) -> None:
+        """Acquire the lock and bar the door, so that no other thread holds either over a fork."""
+        self._door.acquire()
+        self._lock.acquire()
+
+    def go_on(self) -> None:
+        """Undo `stop`."""
+        self._lock.release()
+        self._door.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 class JournalLog:
     """A log open for writing; the SDK's `Log`.
 
@@ -99,7 +134,7 @@ class JournalLog:
         self._directory = LogDirectory(path)
         self._entropy = entropy
         self._busy_seconds = busy_seconds
-        self._lock = threading.Lock()
+        self._lock = _Turns()
         self._connection: sqlite3.Connection | None = None
         self._leaves: LeavesFile | None = None
         self._identity: tuple[int, int] | None = None
@@ -332,11 +367,11 @@ class JournalLog:
         return f"JournalLog({self.path!r})"
 
     def _before_fork(self) -> None:
-        self._lock.acquire()
+        self._lock.stop()
         self._release()
 
     def _after_fork(self) -> None:
-        self._lock.release()
+        self._lock.go_on()
 
 
 def open_log(path: str | os.PathLike[str]) -> JournalLog:

@@ -18,7 +18,7 @@ import unicodedata
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _PLAIN = re.compile(r"[ -~]*")
-_MARKUP = re.compile(r"(\\*)(\[[a-zA-Z/@#][^\[]*?])")
+_BRACKET = re.compile(r"(\\*)\[")
 
 
 def _escaped(character: str) -> str:
@@ -47,13 +47,14 @@ def printable(text: str, *, newlines: bool = False) -> str:
 
 
 def safe_text(text: str, *, newlines: bool = False) -> str:
-    """Return `printable(text)` with Rich markup escaped: what may be handed to Rich's `print`.
+    r"""Return `printable(text)` with Rich markup escaped: what may be handed to Rich's `print`.
 
-    Follows `rich.markup.escape` (a tag's bracket gets a backslash, backslashes before it are
-    doubled, and so are those at the end, which would escape a tag appended later).
+    Every bracket gets an odd number of backslashes before it, and the text never ends in an odd
+    number of them: so no tag is ever read out of it, whatever tags and text are put around it.
+    (`rich.markup.escape` escapes only what looks like a tag by itself.) Where a text has
+    backslashes right before a bracket or at its end, Rich may show more of them than there are.
+    Emoji codes such as ``:smile:`` are Rich's to leave alone: ``Console(emoji=False)``.
     """
-    escaped = _MARKUP.sub(
-        lambda match: match[1] * 2 + "\\" + match[2], printable(text, newlines=newlines)
-    )
+    escaped = _BRACKET.sub(lambda match: match[1] * 2 + "\\[", printable(text, newlines=newlines))
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return escaped + "\\" if trailing % 2 else escaped
