@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -40,8 +41,21 @@ HELP = {
 }
 
 
+class _ReaderGone(Exception):
+    """Nobody reads standard output any more."""
+
+
 class _Commands(click.Group):
     """A group whose commands are imported when they are run; help needs their names only."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # Click would exit with 1 here, which means "diverged" or "damaged" in some commands.
+            raise _ReaderGone from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*COMMANDS, *super().list_commands(ctx)})
@@ -91,7 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             prog_name="isonomy",
             standalone_mode=False,
         )
-        sys.stdout.flush()
         sys.exit(status if isinstance(status, int) else 0)
     except click.Abort:
         click.echo("aborted", err=True)
@@ -108,8 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except IsonomyError as error:
         _complain(f"{type(error).__name__}: {error}")
         sys.exit(2)
-    except BrokenPipeError:
-        # The reader went away. What is left in the buffer must not fail again when Python exits.
+    except _ReaderGone:
+        # What is left in the buffer must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .output import json_option, log_directory, log_option, write_json, write_table
+from .output import json_option, log_directory, log_option, write_json, write_lines, write_table
 
 if TYPE_CHECKING:
     from isonomy.replay import ReplayLog
@@ -48,6 +49,16 @@ def log_command(log: str | None, count: int, as_json: bool) -> None:
         columns, rows = _asked(replay_log, _RECENT, [count])
     if as_json:
         write_json([dict(zip(columns, row, strict=True)) for row in rows])
+        return
+    if sys.stdout.isatty():
+        write_lines(
+            ["call", "started (UTC)", "verdict", "input", "output"],
+            [
+                [call_id, str(started)[:19], verdict or status, _clip(said), _clip(answer)]
+                for call_id, started, status, verdict, _, said, answer in rows
+            ],
+            whole=3,
+        )
         return
     short = [[*row[:5], *(_clip(cell) for cell in row[5:])] for row in rows]
     write_table(["call", "started (UTC)", "status", "verdict", "model", "input", "output"], short)

@@ -54,8 +54,15 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+_LEGIBLE = 16
+"""Characters of a column without which a table says nothing."""
+
+
 def write_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print a table: framed on a terminal; tab-separated with a header line when piped."""
+    """Print a table: framed on a terminal; tab-separated with a header line when piped.
+
+    A row that does not fit into the terminal is written below itself, a line for each column.
+    """
     from isonomy.replay import printable
 
     cells = [["" if cell is None else printable(_cell(cell)) for cell in row] for row in rows]
@@ -68,12 +75,47 @@ def write_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    screen = console()
+    widest = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    if sum(min(width, _LEGIBLE) + 3 for width in widest) > screen.width:
+        for number, row in enumerate(cells, 1):
+            table = Table.grid(padding=(0, 2))
+            table.add_row(Text(f"row {number}", style="dim"), Text(""))
+            for name, cell in zip(columns, row, strict=True):
+                table.add_row(Text(printable(name), style="bold"), Text(cell, overflow="fold"))
+            screen.print(table)
+        return
     table = Table(box=box.SIMPLE_HEAD)
     for name in columns:
         table.add_column(Text(printable(name)), overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
+    screen.print(table)
+
+
+def write_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], *, whole: int) -> None:
+    """Print one line a row on a terminal: the first `whole` columns whole, the others cut."""
+    from rich.cells import cell_len, set_cell_size
+    from rich.text import Text
+
+    from isonomy.replay import printable
+
+    screen = console()
+    lines = [columns, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(cell_len(line[at]) for line in lines) for at in range(whole)]
+    left = screen.width - sum(width + 2 for width in widths)
+    widths += [max(_LEGIBLE, left // (len(columns) - whole) - 2)] * (len(columns) - whole)
+
+    def fitted(cell: str, width: int) -> str:
+        if cell_len(cell) > width:
+            return set_cell_size(cell, width - 1) + "…"
+        return set_cell_size(cell, width)
+
+    for number, line in enumerate(lines):
+        text = "  ".join(fitted(cell, width) for cell, width in zip(line, widths, strict=True))
+        screen.print(Text(text.rstrip(), style="" if number else "bold"), soft_wrap=True)
+        if not number:
+            screen.print(Text("─" * (sum(widths) + 2 * (len(widths) - 1))), soft_wrap=True)
 
 
 def _cell(value: Any) -> str:
