@@ -51,7 +51,7 @@ action = "redact"
 use = "patterns"
 id = "no-keys"
 stages = ["post_validate"]
-deny = ["sk-demo-[0-9a-z]+"]
+deny = { "an API key" = "sk-demo-[0-9a-z]+" }
 action = "block"
 """
 
