@@ -5,8 +5,8 @@ The function gets the messages as plain data and returns the answer's text (or a
 loop of the backend's own by `generate`; a plain function is called in a thread by `agenerate`, so
 that it does not hold up the loop. Nothing is retried: the function knows best.
 
-Nobody but the application can call its function again, so a replay takes the recorded answer
-(`guard.replay` calls it).
+A function promises nothing about its next answer, so every replay takes the recorded one, and says
+so.
 """
 
 from __future__ import annotations
