@@ -65,7 +65,6 @@ def test_rich_finds_no_markup_in_it(text: str) -> None:
         ("", "[bold]|[/bold]"),
         ("[bold]", "[/bold]|"),
         ("(", "]|"),
-        ("\\", "|"),
     ):
         output = io.StringIO()
         console = Console(file=output, width=400, highlight=False, emoji=False)

@@ -23,7 +23,8 @@ from isonomy.replay.verification import verify_journal
 EVERY_BYTE = os.environ.get("ISONOMY_TORTURE") == "1"
 """Flip every byte instead of a sample: minutes instead of seconds."""
 
-SHARE = 1 if EVERY_BYTE else 24
+FLIPS = 400
+"""Bytes in a sample."""
 
 
 def test_an_intact_log(filled: ReplayLog) -> None:
@@ -44,7 +45,7 @@ def test_an_intact_log(filled: ReplayLog) -> None:
 
 
 def small_log(folder: Path, *, page_size: int) -> Path:
-    """A log at rest with records of every kind, in small pages so that most bytes mean something."""
+    """A log at rest with records of every kind, in small pages so that most bytes matter."""
     path = folder / "small"
     with open_log(path) as journal:
         journal.append([making.opening("c1")])
@@ -75,7 +76,7 @@ def readable(path: Path) -> str:
 def flip_each(
     path: Path, name: str, positions: list[int], rng: random.Random
 ) -> tuple[int, list[tuple[int, int]]]:
-    """Flip a bit at each position in turn; return how many were found, and which changed silently."""
+    """Flip a bit at each position in turn; return how many were found, which changed silently."""
     original = readable(path)
     file = path / name
     data = file.read_bytes()
@@ -106,7 +107,7 @@ def poke(file: Path, at: int, byte: int) -> None:
 
 
 def sample(size: int, rng: random.Random) -> list[int]:
-    return sorted(rng.sample(range(size), size // SHARE))
+    return list(range(size)) if EVERY_BYTE else sorted(rng.sample(range(size), FLIPS))
 
 
 @pytest.mark.timeout(3600)
@@ -150,7 +151,7 @@ def test_a_flipped_bit_of_the_write_ahead_log(tmp_path: Path) -> None:
     size = wal.stat().st_size
     assert size > 20_000
     rng = random.Random()
-    for at in sorted({*sample(size, rng), *range(32)}) if EVERY_BYTE else sample(size // 8, rng):
+    for at in sorted({*sample(size, rng), *range(32)}):
         byte = wal.read_bytes()[at]
         poke(wal, at, byte ^ (1 << rng.randrange(8)))
         findings: list[Finding] = []
@@ -201,7 +202,7 @@ def alter(path: Path, *statements: str) -> None:
 
 
 REMOVE = "DELETE FROM {} WHERE sequence = {}"
-SWAP = "UPDATE {} SET sequence = CASE sequence WHEN 1 THEN -3 WHEN 3 THEN -1 END WHERE sequence IN (1, 3)"
+SWAP = "UPDATE {} SET sequence = sequence - 4 WHERE sequence IN (1, 3)"  # 1 to -3, 3 to -1
 UNSIGN = "UPDATE {} SET sequence = -sequence WHERE sequence < 0"
 
 
@@ -233,7 +234,8 @@ UNSIGN = "UPDATE {} SET sequence = -sequence WHERE sequence < 0"
         ),
         (
             [
-                "UPDATE records SET leaf = CAST(replace(leaf, 'ada', 'eve') AS BLOB) WHERE sequence = 1"
+                "UPDATE records SET leaf = CAST(replace(leaf, 'ctor\":\"ada', 'ctor\":\"eve') AS "
+                "BLOB) WHERE sequence = 1"
             ],
             1,
             "leaf and leaf hash",
@@ -247,7 +249,7 @@ UNSIGN = "UPDATE {} SET sequence = -sequence WHERE sequence < 0"
         (["UPDATE records SET kind = 'result' WHERE sequence = 1"], 1, "column kind"),
         (["UPDATE payloads SET salt = randomblob(32) WHERE sequence = 2"], 2, "commitment"),
         (["UPDATE payloads SET content = 2 WHERE sequence = 2 AND position = 0"], 2, "commitment"),
-        (["UPDATE contents SET body = body || ' ' WHERE id = 2"], 1, "commitment"),
+        (["UPDATE contents SET body = CAST(body || ' ' AS BLOB) WHERE id = 2"], 1, "commitment"),
         (["UPDATE contents SET body = CAST(body AS TEXT) WHERE id = 2"], 1, "not stored as bytes"),
         (["UPDATE contents SET address = randomblob(32) WHERE id = 2"], 1, "address"),
         (["UPDATE contents SET subject = 2 WHERE id = 2"], 1, "wrong subject"),
@@ -319,7 +321,7 @@ def test_a_damaged_page_names_the_records_on_it_and_the_rest_is_still_read(path:
     log = ReplayLog(path)
     findings = log.verify().findings
     assert any(f.sequence is not None and f.sequence > 100 for f in findings)
-    assert any("SQLite's own check" in f.problem for f in findings)
+    assert any(f.sequence is None for f in findings)  # SQLite's own check
     with pytest.raises(DamagedLog, match="damaged"):
         log.sql("select count(*) from calls")
     with pytest.raises(DamagedLog):
@@ -329,7 +331,8 @@ def test_a_damaged_page_names_the_records_on_it_and_the_rest_is_still_read(path:
 def test_a_damaged_record_leaves_the_others_readable(filled: ReplayLog, path: Path) -> None:
     alter(
         path,
-        "UPDATE records SET leaf = CAST(replace(leaf, 'ada', 'eve') AS BLOB) WHERE sequence = 1",
+        "UPDATE records SET leaf = CAST(replace(leaf, 'ctor\":\"ada', 'ctor\":\"eve') AS BLOB) "
+        "WHERE sequence = 1",
     )
     call = filled.call("call-finished")
     assert call.damage == ("record 1: leaf and leaf hash don't fit",)

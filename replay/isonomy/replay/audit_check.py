@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from . import audit, projection
@@ -53,7 +54,7 @@ class AuditCheck(Audited):
             return
         if self._state.get("log") != log_id:
             self._find("it belongs to another log, or one of the two ids was altered")
-        if self.last > self._after:
+        if self.last > max(self._after, 0):
             self._find(f"it holds records up to {self.last}, the journal only up to {self._after}")
         self._guarded(lambda: self._beyond(journal))
 
@@ -107,15 +108,9 @@ class AuditCheck(Audited):
         self._check_catalogue()
 
     def _check_catalogue(self) -> None:
-        import duckdb
-
         assert self._connection is not None
-        with duckdb.connect(":memory:", config={"threads": 1}) as fresh:
-            audit.create_tables(fresh)
-            audit.create_views(fresh)
-            expected = audit.catalogue(fresh, "memory")
-        found = audit.catalogue(self._connection, _NAME)
-        for kind, name, *_ in sorted(set(found) ^ set(expected), key=repr):
+        found = set(audit.catalogue(self._connection, _NAME))
+        for kind, name, *_ in sorted(found ^ _expected_catalogue(), key=repr):
             self._find(f"the definition of {kind} {name} is not the one that was laid down")
 
     def _compare(self, examined: list[Examined], journal: sqlite3.Connection) -> None:
@@ -205,6 +200,16 @@ class AuditCheck(Audited):
             f" {_NAME}.stored.contents GROUP BY content HAVING count(*) > 1 LIMIT 20"
         ):
             self._find(f"content {content} is there more than once, or has no number")
+
+
+@cache
+def _expected_catalogue() -> frozenset[tuple[Any, ...]]:
+    import duckdb
+
+    with duckdb.connect(":memory:", config={"threads": 1}) as fresh:
+        audit.create_tables(fresh)
+        audit.create_views(fresh)
+        return frozenset(audit.catalogue(fresh, "memory"))
 
 
 def _has_float(table: str) -> bool:

@@ -5,10 +5,10 @@ Invariants
       descriptor would drop SQLite's locks.
     - WAL mode, every transaction flushed (``synchronous=FULL``), deleted content overwritten
       (``secure_delete``).
-    - No automatic checkpoints. `truncate` is the only one, under the log's lock: SQLite before
-      3.51.3 can corrupt a WAL that one connection resets while a second checkpoint runs. (Python
-      before 3.12 can't switch off the checkpoint which SQLite runs as the very last connection
-      closes; that one holds the file exclusively, so nothing races it.)
+    - No automatic checkpoints: `checkpoint` is the only one, under the log's lock and with writers
+      kept out. SQLite before 3.51.3 can corrupt a write-ahead log that one connection resets while
+      a second checkpoint runs. (Python before 3.12 can't switch off the checkpoint which SQLite
+      runs as the very last connection closes; that one holds the file alone, so nothing races it.)
     - No connection survives a fork (`isonomy.replay.journal` closes its own before one).
 """
 
@@ -18,7 +18,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Final
 from urllib.parse import quote
 
@@ -29,6 +29,9 @@ from .errors import DamagedLog, LogUnwritable, NewerLog, NotALog
 
 SCHEMA: Final = 1
 """Version of the journal's tables; also in ``meta`` and in SQLite's user_version."""
+
+WAL_KEPT: Final = 64 << 20
+"""Bytes of the write-ahead log's file that are kept for use again; beyond, it is cut."""
 
 APPLICATION_ID: Final = 0x49534F4E  # "ISON"
 FORMAT: Final = "isonomy journal"
@@ -62,16 +65,20 @@ def defined(sql: str) -> tuple[str, str, str]:
     return words[at].lower(), name, table
 
 
+FAILURES: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises over a damaged file: its message may quote bytes that are no text."""
+
+
 @contextmanager
 def explained(directory: LogDirectory, *, writing: bool) -> Iterator[None]:
     """Turn whatever SQLite raises into one of the log's errors."""
     try:
         yield
-    except sqlite3.Error as error:
+    except FAILURES as error:
         raise explain(error, directory, writing=writing) from error
 
 
-def explain(error: sqlite3.Error, directory: LogDirectory, *, writing: bool) -> LogError:
+def explain(error: Exception, directory: LogDirectory, *, writing: bool) -> LogError:
     """Return the log's error for one of SQLite's, naming the log and what to do."""
     name = getattr(error, "sqlite_errorname", None) or ""
     path = str(directory)
@@ -139,6 +146,7 @@ def connect(
         if writable:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA secure_delete=ON")
+            connection.execute(f"PRAGMA journal_size_limit={WAL_KEPT}")
         else:
             # A text column whose bytes were damaged must reach verification instead of failing the
             # whole query.
@@ -240,11 +248,18 @@ def check(
     return meta
 
 
-def truncate(connection: sqlite3.Connection) -> bool:
-    """Move the write-ahead log into the database and empty it; the caller holds the log's lock.
+def checkpoint(directory: LogDirectory) -> None:
+    """Move the write-ahead log into the database; the caller holds the log's lock.
 
-    Returns:
-        False if readers kept it from being emptied: harmless, the next ingestion tries again.
+    One connection keeps writers out while another one copies. Writers then start the write-ahead
+    log from its beginning again as soon as no reader needs it. A checkpoint that resets the log
+    itself would have to wait for readers with all writers waiting behind it, and in SQLite before
+    3.51.3 could corrupt it.
     """
-    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    return not busy
+    with (
+        closing(connect(directory, writable=True)) as holder,
+        closing(connect(directory, writable=True)) as copier,
+    ):
+        holder.execute("BEGIN IMMEDIATE")
+        copier.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        holder.execute("ROLLBACK")

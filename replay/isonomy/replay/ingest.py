@@ -7,7 +7,7 @@ it): DuckDB takes one writing process, and must not share one with whoever serve
 in batches, each in a transaction together with its high-water mark, so that a crash at any point
 loses nothing and doubles nothing. The ingesting process's own file is published by copy and atomic
 rename as the read-only `audit.duckdb`; readers that have the former one open keep it. Then the
-journal's write-ahead log is moved into its database and emptied, and `leaves` is completed.
+journal's write-ahead log is moved into its database, and `leaves` is completed.
 
 The own file holds nothing that the journal doesn't: where it can't be opened, or is of another
 version, it is built anew.
@@ -99,9 +99,9 @@ def ingest(path: str | os.PathLike[str], *, rebuild: bool = False) -> Ingested:
                 _discard(directory)
             done = _fill(directory, journal, log_id)
             _complete_leaves(directory, journal)
-            database.truncate(journal)
         finally:
             journal.close()
+        database.checkpoint(directory)
     return done
 
 

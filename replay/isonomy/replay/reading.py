@@ -143,21 +143,19 @@ class ReplayLog:
         from .ingest import projected
         from .query import Source
 
-        for attempt in range(2):
-            source = Source(self._directory)
-            try:
-                with self._journal() as journal:
-                    last = checking.last_sequence(journal)
-                    if last - source.marks[0] > TAIL_LIMIT and not attempt and self._refreshed():
-                        source.connection.close()
-                        continue
-                    tail = list(checking.read(journal, source.marks[0]))
-                    rows, contents = projected(journal, tail, source.marks[1])
-                    return source, rows, contents
-            except BaseException:
+        source = Source(self._directory)
+        try:
+            with self._journal() as journal:
+                beyond = checking.last_sequence(journal) - source.marks[0]
+            if beyond > TAIL_LIMIT and self._refreshed():
                 source.connection.close()
-                raise
-        raise AssertionError("unreachable")
+                source = Source(self._directory)
+            with self._journal() as journal:
+                tail = list(checking.read(journal, source.marks[0]))
+                return source, *projected(journal, tail, source.marks[1])
+        except BaseException:
+            source.connection.close()
+            raise
 
     def _refreshed(self) -> bool:
         """Try to bring the DuckDB log up to date; a log that can't be written is read as it is."""

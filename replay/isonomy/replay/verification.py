@@ -130,13 +130,13 @@ def verify_journal(
     try:
         try:
             journal = database.connect(directory, writable=False)
-        except sqlite3.Error as error:
+        except database.FAILURES as error:
             findings.append(_failed(error, directory))
             return 0
         try:
             check = _JournalCheck(journal, directory, leaves, marked, findings)
             return check.run(audited, progress)
-        except sqlite3.Error as error:
+        except database.FAILURES as error:
             findings.append(_failed(error, directory))
             return 0
         finally:
@@ -157,7 +157,7 @@ def _open_leaves(directory: LogDirectory, findings: list[Finding]) -> tuple[Leav
         return None, 0
 
 
-def _failed(error: sqlite3.Error, directory: LogDirectory) -> Finding:
+def _failed(error: Exception, directory: LogDirectory) -> Finding:
     name = getattr(error, "sqlite_errorname", None)
     return Finding(file=JOURNAL, problem=f"it can't be read ({error}{f', {name}' if name else ''})")
 
@@ -216,7 +216,7 @@ class _JournalCheck:
         """Run a step; what SQLite can't read is a finding, and the next step still runs."""
         try:
             step()
-        except sqlite3.Error as error:
+        except database.FAILURES as error:
             self.findings.append(_failed(error, self.directory))
 
     def header(self) -> str | None:
@@ -274,7 +274,7 @@ class _JournalCheck:
                     batch.append(raw)
                     if len(batch) == _BATCH:
                         break
-            except sqlite3.Error:
+            except database.FAILURES:
                 yield from self.singly(after)
                 return
             if not batch:
@@ -286,7 +286,7 @@ class _JournalCheck:
         for sequence in range(max(after + 1, 1), self.marked + 1):
             try:
                 found = list(checking.read_range(self.journal, sequence, sequence))
-            except sqlite3.Error as error:
+            except database.FAILURES as error:
                 self.find(f"it can't be read ({error})", sequence=sequence)
                 self.last = sequence
                 continue
