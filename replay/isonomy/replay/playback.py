@@ -36,7 +36,7 @@ from isonomy.sdk.events import (
     Ranked,
     Revised,
 )
-from isonomy.sdk.trail import Asker, Live
+from isonomy.sdk.world import Asker, Live
 
 
 class Playback:
