@@ -41,7 +41,7 @@ def blocks(document: str) -> list[tuple[str, str]]:
 def test_blocks_of_a_document(document: str, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONWARNINGS": "error"}
-    environment["OPENAI_API_KEY"] = "nothing is sent"
+    environment["OPENAI_API_KEY"] = "never-sent"
     ran = 0
     for kind, body in blocks(document):
         if kind == "toml":
@@ -71,5 +71,5 @@ def test_make_targets_of_the_documents_exist() -> None:
         "README.md",
         *(f"{d}/README.md" for d in ("sdk", "plugins", "kernels", "replay")),
     ):
-        for name in re.findall(r"make ([a-z-]+)", (ROOT / document).read_text()):
+        for name in re.findall(r"`make ([a-z-]+)`", (ROOT / document).read_text()):
             assert name in targets, f"{document}: make {name}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .ingest import Ingested
     from .projection import Projection
     from .query import Parameters, Source
+    from .replaying import Replayed
     from .verification import Report
 
 TAIL_LIMIT = 2000
@@ -118,6 +119,20 @@ class ReplayLog:
         except BaseException:
             source.connection.close()
             raise
+
+    def replay(self, call_id: str, *, plugins: Collection[str] = ()) -> Replayed:
+        """Re-execute a call in a child process and compare every bit; see `replaying`.
+
+        Args:
+            call_id: its id, or the beginning of one.
+            plugins: modules that the replay may import, besides Isonomy's own.
+
+        Raises:
+            NoSuchCall: there is no such call.
+        """
+        from .separate import replay_separately
+
+        return replay_separately(self.call(call_id), plugins=plugins)
 
     def refresh(self, *, rebuild: bool = False) -> Ingested:
         """Bring `audit.duckdb` up to date, in a subprocess; with `rebuild`, from nothing.
