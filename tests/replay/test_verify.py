@@ -357,8 +357,6 @@ def rewrite_audit(path: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
-COLUMNS = [(table, column, type_) for table, columns in TABLES.items() for column, type_ in columns]
-
 OTHER: dict[str, Callable[[str], str]] = {
     "BIGINT": lambda c: f'coalesce("{c}", 0) + 1000',
     "INTEGER": lambda c: f'coalesce("{c}", 0) + 1000',
@@ -374,20 +372,25 @@ OTHER: dict[str, Callable[[str], str]] = {
 
 
 def test_every_typed_column_is_compared(filled: ReplayLog, path: Path) -> None:
+    """Every column in turn; the n-th of every table at the same time, for speed."""
     ingest(path)
     published = (path / "audit.duckdb").read_bytes()
-    compared = 0
-    for table, column, type_ in COLUMNS:
-        if table == "damaged":
-            continue
+    tables = {table: columns for table, columns in TABLES.items() if table != "damaged"}
+    for at in range(max(len(columns) for columns in tables.values())):
         (path / "audit.duckdb").chmod(0o600)
         (path / "audit.duckdb").write_bytes(published)
-        rewrite_audit(path, f'UPDATE stored.{table} SET "{column}" = {OTHER[type_](column)}')
+        altered = {table: columns[at] for table, columns in tables.items() if at < len(columns)}
+        rewrite_audit(
+            path,
+            *(
+                f'UPDATE stored.{table} SET "{column}" = {OTHER[type_](column)}'
+                for table, (column, type_) in altered.items()
+            ),
+        )
         findings = filled.verify().findings
-        assert findings, (table, column)
-        assert all(f.file == "audit.duckdb" and table in f.problem for f in findings), findings
-        compared += 1
-    assert compared > 90
+        assert {f.file for f in findings} == {"audit.duckdb"}
+        for table in altered:
+            assert any(f"rows in {table} " in f.problem for f in findings), (table, at)
 
 
 @pytest.mark.parametrize(
