@@ -48,10 +48,7 @@ def new_model(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
 
 
 def new_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings and norms.
-
-    In short trials Muon came to the same loss as AdamW alone on a fifth to a third fewer tokens.
-    """
+    """Muon for the layers' matrices, AdamW for embeddings and norms."""
     matrices = [value for value in model.model.layers.parameters() if value.ndim == 2]
     known = {id(value) for value in matrices}
     others = [value for value in model.parameters() if id(value) not in known]

@@ -12,4 +12,4 @@ from pathlib import Path
 
 NAME = "demo"
 FOLDER = Path(__file__).parent / "demo"
-DEMO_DIGEST: str | None = None
+DEMO_DIGEST: str | None = "blake3:4eb6be2bd59eed94a2e6a39893c0c36729400d9fa336b7f93f0626add1b73680"
