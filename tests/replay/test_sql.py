@@ -17,6 +17,7 @@ from blake3 import blake3
 from tests.replay import making
 
 from isonomy.replay import JournalLog, QueryRefused, ReplayLog, open_log
+from isonomy.replay.errors import DamagedLog, LogUnwritable
 from isonomy.replay.ingest import ingest
 from isonomy.replay.views import COMMENTS, VIEWS
 from isonomy.sdk.canonical import canonical
@@ -415,19 +416,72 @@ def test_ingestion_moves_the_write_ahead_log_and_completes_the_leaves(
     assert filled.verify().findings == ()
 
 
-@pytest.mark.parametrize("damage", ["noise", "other version", "other log"])
-def test_an_ingesting_file_that_is_no_use_is_built_anew(
-    filled: ReplayLog, path: Path, damage: str
+def alter(path: Path, statement: str) -> None:
+    (path / "audit.duckdb").chmod(0o600)
+    with duckdb.connect(str(path / "audit.duckdb")) as connection:
+        connection.execute(statement)
+
+
+@pytest.mark.parametrize("name", ["schema", "log", None])
+def test_a_published_file_that_is_no_base_to_build_on(
+    filled: ReplayLog, path: Path, name: str | None
 ) -> None:
+    """Of another version: built anew. Damage stays as evidence until a rebuild is asked for."""
     ingest(path)
-    if damage == "noise":
-        (path / "ingest.duckdb").write_bytes(os.urandom(20_000))
+    if name is None:
+        (path / "audit.duckdb").chmod(0o600)
+        (path / "audit.duckdb").write_bytes(os.urandom(20_000))
     else:
-        name = {"other version": "schema", "other log": "log"}[damage]
-        with duckdb.connect(str(path / "ingest.duckdb")) as connection:
-            connection.execute("UPDATE stored.state SET value = 'x' WHERE name = ?", [name])
-    assert ingest(path).rebuilt
+        alter(path, f"UPDATE stored.state SET value = 'x' WHERE name = '{name}'")
+    if name != "schema":
+        before = (path / "audit.duckdb").read_bytes()
+        with pytest.raises(DamagedLog, match="rebuild"):
+            ingest(path)
+        assert (path / "audit.duckdb").read_bytes() == before
+        assert not filled.verify().intact
+    assert ingest(path, rebuild=name != "schema").rebuilt
     assert filled.verify().findings == ()
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_a_working_file_is_never_taken_up(filled: ReplayLog, path: Path, rebuild: bool) -> None:
+    """Whoever left it: rows forged in it must not be published."""
+    ingest(path)
+    assert not (path / "ingest.duckdb").exists()
+    forged = path / "ingest.duckdb"
+    forged.write_bytes((path / "audit.duckdb").read_bytes())
+    with duckdb.connect(str(forged)) as connection:
+        connection.execute("UPDATE stored.results SET verdict = 'allow'")
+    (path / "ingest.duckdb.wal").write_bytes(b"forged")
+    with open_log(path) as journal:
+        journal.append(making.call("later", "hello", ["z"]))
+    ingest(path, rebuild=rebuild)
+    assert filled.sql("select count(*) from calls where verdict = 'block'").fetchall() == [(1,)]
+    assert filled.verify().findings == ()
+    assert {file.name for file in path.glob("*.duckdb*")} == {"audit.duckdb"}
+
+
+def test_rows_forged_before_an_ingestion_are_found_after_it(filled: ReplayLog, path: Path) -> None:
+    ingest(path)
+    alter(path, "UPDATE stored.results SET verdict = 'allow'")
+    with open_log(path) as journal:
+        journal.append(making.call("later", "hello", ["z"]))
+    assert ingest(path).records == 2
+    assert {finding.file for finding in filled.verify().findings} == {"audit.duckdb"}
+
+
+def test_an_ingestion_that_fails_leaves_no_file(
+    filled: ReplayLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from isonomy.replay import ingest as ingesting
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ingesting, "_publish", full)
+    with pytest.raises(LogUnwritable, match="No space left"):
+        ingest(path)
+    assert list(path.glob("*.duckdb*")) == []
 
 
 def test_a_published_file_of_another_version_is_passed_over(filled: ReplayLog, path: Path) -> None:

@@ -3,7 +3,7 @@
     journal.sqlite   where a record becomes durable (beside it SQLite's -wal and -shm)
     leaves           the leaf hashes in sequence, 32 bytes each (see `isonomy.replay.leaves`)
     lock             held (flock) while ingesting, publishing, or creating the log; always empty
-    ingest.duckdb    the ingesting process's own file
+    ingest.duckdb    the working file of an ingestion, while it runs
     audit.duckdb     what readers open: published whole, read-only
 
 The directory is 0700, its files 0600, the published one 0400. A directory that holds anything else

@@ -3,14 +3,18 @@
     python -m isonomy.replay.ingest DIR [--rebuild]
 
 One process does this at a time, under the log's lock, in a process of its own (`refresh` starts
-it): DuckDB takes one writing process, and must not share one with whoever serves calls. Rows come
-in batches, each in a transaction together with its high-water mark, so that a crash at any point
-loses nothing and doubles nothing. The ingesting process's own file is published by copy and atomic
-rename as the read-only `audit.duckdb`; readers that have the former one open keep it. Then the
-journal's write-ahead log is moved into its database, and `leaves` is completed.
+it): DuckDB takes one writing process, and must not share one with whoever serves calls. It starts
+from a copy of the published `audit.duckdb`, adds what the journal holds beyond it, and puts the
+copy, read-only, in the place of the published file by atomic rename; readers that have the former
+one open keep it. A crash at any point leaves the former one, and the next ingestion begins again.
+Then the journal's write-ahead log is moved into its database, and `leaves` is completed.
 
-The own file holds nothing that the journal doesn't: where it can't be opened, or is of another
-version, it is built anew.
+Invariant: between ingestions no file but `audit.duckdb` holds rows that could be served, so that
+verification, which compares that one with the journal, has seen everything. A working file that a
+crash, or anybody, left behind is deleted unread.
+
+A published file of another version is built anew from the journal. One that can't be read, or names
+another log, is damage: it is left as it is, as evidence, until someone asks for `rebuild`.
 """
 
 from __future__ import annotations
@@ -22,23 +26,27 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from isonomy.sdk.errors import LogError
 
 from . import audit, checking, database, projection
-from .directory import INGEST, JOURNAL, LogDirectory
+from .directory import AUDIT, INGEST, JOURNAL, LogDirectory
 from .errors import DamagedLog, LogUnwritable
 from .hashing import HASH_BYTES
 from .leaves import LeavesFile
+from .query import damaged
 
 if TYPE_CHECKING:
     import duckdb
 
 BATCH = 1000
 """Records in a transaction."""
+
+_CONFIG: Final[dict[str, Any]] = {"threads": 2, "checkpoint_threshold": "1GB"}
 
 
 class Ingested(msgspec.Struct, frozen=True):
@@ -95,9 +103,7 @@ def ingest(path: str | os.PathLike[str], *, rebuild: bool = False) -> Ingested:
         journal = database.connect(directory, writable=True)
         try:
             log_id = database.check(journal, directory, writing=True)["log"]
-            if rebuild:
-                _discard(directory)
-            done = _fill(directory, journal, log_id)
+            done = _fill(directory, journal, log_id, rebuild=rebuild)
             _complete_leaves(directory, journal)
         finally:
             journal.close()
@@ -105,41 +111,35 @@ def ingest(path: str | os.PathLike[str], *, rebuild: bool = False) -> Ingested:
     return done
 
 
-def _fill(directory: LogDirectory, journal: sqlite3.Connection, log_id: str) -> Ingested:
+def _fill(
+    directory: LogDirectory, journal: sqlite3.Connection, log_id: str, *, rebuild: bool
+) -> Ingested:
     import duckdb
 
-    rebuilt = not directory.ingest.exists()
+    marks = None if rebuild else _published_marks(directory, log_id)
+    last = checking.last_sequence(journal)
+    if marks is not None and marks[0] > last:
+        raise DamagedLog(
+            f"{JOURNAL} of the log {directory} ends at record {last}, but {marks[0]} were taken "
+            f"from it before: records were lost. Run `isonomy verify --log {directory}`, and "
+            "restore the journal from a backup.",
+            path=str(directory),
+            file=JOURNAL,
+        )
+    if marks is not None and marks[0] == last:
+        return Ingested(0, 0, last, False)
     try:
+        _discard(directory)
         try:
-            connection, marks = _open(directory, log_id)
-        except (duckdb.Error, _Foreign):
-            _discard(directory)
-            rebuilt = True
-            connection, marks = _open(directory, log_id)
-        try:
-            last = checking.last_sequence(journal)
-            if marks[0] > last:
-                raise DamagedLog(
-                    f"{JOURNAL} of the log {directory} ends at record {last}, but {marks[0]} were "
-                    "taken from it before: records were lost. Run `isonomy verify --log "
-                    f"{directory}`, and restore the journal from a backup.",
-                    path=str(directory),
-                    file=JOURNAL,
-                )
-            records = rows = 0
-            for batch in _batches(journal, marks[0]):
-                rows += _store(connection, journal, batch, marks, log_id)
-                records += len(batch)
-            connection.execute("CHECKPOINT")
-        finally:
-            connection.close()
-        if records or rebuilt or not directory.audit.exists():
+            done = _work(directory, journal, log_id, marks)
             _publish(directory)
-        return Ingested(records, rows, marks[0], rebuilt)
+        finally:
+            _discard(directory)
+        return done
     except duckdb.Error as error:
         raise LogUnwritable(
             f"The DuckDB log of {directory} can't be written ({error}). Check that its disk has "
-            f"room, and delete {INGEST} if it persists.",
+            f"room; if it has, rebuild {AUDIT} with ReplayLog.refresh(rebuild=True).",
             path=str(directory),
         ) from error
     except OSError as error:
@@ -150,33 +150,54 @@ def _fill(directory: LogDirectory, journal: sqlite3.Connection, log_id: str) -> 
         ) from error
 
 
-class _Foreign(Exception):
-    """The ingesting process's file belongs to another log or another version."""
+def _published_marks(directory: LogDirectory, log_id: str) -> list[int] | None:
+    """Return the high-water marks of the published file: last record, last row of contents.
 
+    `None` where there is no published file, or one of another version.
 
-def _open(directory: LogDirectory, log_id: str) -> tuple[duckdb.DuckDBPyConnection, list[int]]:
-    """Open the own file and return its high-water marks: last record, last row of contents."""
+    Raises:
+        DamagedLog: it can't be read, or is another log's.
+    """
     import duckdb
 
-    fresh = not directory.ingest.exists()
-    connection = duckdb.connect(
-        str(directory.ingest), config={"threads": 2, "checkpoint_threshold": "1GB"}
-    )
+    if not directory.audit.exists():
+        return None
     try:
+        with duckdb.connect(str(directory.audit), read_only=True, config=_CONFIG) as published:
+            known = audit.state(published)
+        if known.get("schema") != str(audit.AUDIT_SCHEMA):
+            return None
+        if known.get("log") != log_id:
+            raise damaged(directory, ValueError("it belongs to another log"))
+        return [int(known["records"]), int(known["contents"])]
+    except (duckdb.Error, UnicodeDecodeError, KeyError, ValueError) as error:
+        raise damaged(directory, error) from error
+
+
+def _work(
+    directory: LogDirectory, journal: sqlite3.Connection, log_id: str, marks: list[int] | None
+) -> Ingested:
+    """Make the working file: the published one, or an empty one, and what the journal adds."""
+    import duckdb
+
+    fresh = marks is None
+    marks = marks or [0, 0]
+    if not fresh:
+        _copy(directory.audit, directory.ingest)
+    with duckdb.connect(str(directory.ingest), config=_CONFIG) as connection:
         directory.ingest.chmod(0o600)
         if fresh:
             connection.execute("BEGIN")
             audit.create_tables(connection)
             audit.create_views(connection)
-            audit.set_state(connection, _state(log_id, [0, 0]))
+            audit.set_state(connection, _state(log_id, marks))
             connection.execute("COMMIT")
-        known = audit.state(connection)
-        if known.get("log") != log_id or known.get("schema") != str(audit.AUDIT_SCHEMA):
-            raise _Foreign
-        return connection, [int(known["records"]), int(known["contents"])]
-    except BaseException:
-        connection.close()
-        raise
+        records = rows = 0
+        for batch in _batches(journal, marks[0]):
+            rows += _store(connection, journal, batch, marks, log_id)
+            records += len(batch)
+        connection.execute("CHECKPOINT")
+    return Ingested(records, rows, marks[0], fresh)
 
 
 def _state(log_id: str, marks: list[int]) -> dict[str, object]:
@@ -239,19 +260,21 @@ def projected(
     return rows, contents
 
 
+def _copy(source: Path, target: Path) -> None:
+    descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with source.open("rb") as read, os.fdopen(descriptor, "wb") as written:
+        shutil.copyfileobj(read, written, 1 << 20)
+
+
 def _publish(directory: LogDirectory) -> None:
-    """Copy the own file, flush the copy, and put it in the place of the published one."""
-    fresh = directory.path / "audit.duckdb.new"
-    fresh.unlink(missing_ok=True)
-    with (
-        directory.ingest.open("rb") as source,
-        os.fdopen(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as target,
-    ):
-        shutil.copyfileobj(source, target, 1 << 20)
-        target.flush()
-        os.fchmod(target.fileno(), 0o400)
-        os.fsync(target.fileno())
-    fresh.rename(directory.audit)
+    """Flush the working file, and put it in the place of the published one."""
+    descriptor = os.open(directory.ingest, os.O_RDONLY)
+    try:
+        os.fchmod(descriptor, 0o400)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    directory.ingest.rename(directory.audit)
     descriptor = os.open(directory.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -260,6 +283,7 @@ def _publish(directory: LogDirectory) -> None:
 
 
 def _discard(directory: LogDirectory) -> None:
+    """Delete the working file, whoever left it."""
     for file in (directory.ingest, directory.path / (INGEST + ".wal")):
         file.unlink(missing_ok=True)
 
