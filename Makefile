@@ -32,7 +32,8 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
 
-# All 2^32 inputs of each correctly rounded function against MPFR; about half an hour on two cores.
+# All 2^32 inputs of each correctly rounded function against MPFR: minutes on two cores. Needs CMake and MPFR
+# (apt-get install cmake libmpfr-dev).
 verify-math:
 	cmake -S kernels/verify -B build/verify -DCMAKE_BUILD_TYPE=Release
 	cmake --build build/verify --parallel

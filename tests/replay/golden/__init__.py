@@ -9,9 +9,10 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.replay import making
+
 from isonomy.replay import JournalLog
 from isonomy.sdk.records import Entry
-from tests.replay import making
 
 FOLDER = Path(__file__).parent / "log"
 

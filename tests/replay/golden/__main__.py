@@ -1,7 +1,8 @@
 import shutil
 
-from isonomy.replay.ingest import ingest
 from tests.replay import golden
+
+from isonomy.replay.ingest import ingest
 
 shutil.rmtree(golden.FOLDER, ignore_errors=True)
 golden.write(golden.FOLDER)
