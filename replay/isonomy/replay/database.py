@@ -213,8 +213,8 @@ def check(
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     if application != APPLICATION_ID and "meta" not in names:
         raise NotALog(
-            f"{directory.journal} is an SQLite file, but not the journal of a log. Name another "
-            "directory.",
+            f"{directory.journal} is empty, or not the journal of a log any more. Restore it from "
+            "a backup, or name another directory.",
             path=path,
         )
     meta = dict(connection.execute("SELECT name, value FROM meta").fetchall())
@@ -223,7 +223,7 @@ def check(
         application != APPLICATION_ID
         or meta.get("format") != FORMAT
         or meta.get("schema") != str(version)
-        or set(meta) < {"format", "schema", "log"}
+        or not {"format", "schema", "log"} <= set(meta)
     ):
         raise DamagedLog(
             f"{JOURNAL} of the log {path} is damaged: its header and its table meta disagree. Run "
