@@ -130,6 +130,15 @@ def test_a_prompt_of_a_megabyte_passes_whole() -> None:
         ({"tags": {"a": "\ud800"}}, "lone surrogate"),
         ({"actor": 5}, "this Call is malformed"),
         ({"session": ["s"]}, "this Call is malformed"),
+        ({"session": 0}, "this Call is malformed"),
+        ({"subject": 5}, "this Call is malformed"),
+        ({"tags": "x"}, "this Call is malformed"),
+        ({"tags": 0}, "this Call is malformed"),
+        ({"documents": 5}, "documents must be a list of them, not int."),
+        ({"documents": "text"}, "documents must be a list of them, not str."),
+        ({"sampling": "x"}, "sampling must be a Sampling, not str."),
+        ({"sampling": {"seed": 1}}, "sampling must be a Sampling, not dict."),
+        ({"sampling": Sampling(stop=("",))}, "sampling.stop must hold non-empty strings"),
         ({"sampling": Sampling(temperature=float("nan"))}, "sampling.temperature must be a finite"),
         ({"sampling": Sampling(top_p=float("inf"))}, "sampling.top_p must be a finite"),
         ({"sampling": Sampling(temperature="hot")}, "this Sampling is malformed"),  # type: ignore[arg-type]
@@ -152,7 +161,7 @@ def test_documents_and_sampling_that_are_right_pass_unchanged() -> None:
     assert as_documents(documents) == tuple(documents)
     for seed in (None, 0, 2**64 - 1):
         sampling = Sampling(temperature=0, seed=seed, stop=("\n",))
-        assert checked(sampling) is sampling
+        assert checked(sampling) == sampling
 
 
 def test_sampling_is_filled_from_the_guard_s_own() -> None:

@@ -10,18 +10,20 @@ by construction.
 from __future__ import annotations
 
 import inspect
+import os
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from .checks import Check
 from .context import Context
 from .generation import Generation, Request
 from .trail import Trail
 from .workers import Workers, WorkersExhausted
+from .world import ReplayedError, said_by
 
 T = TypeVar("T")
 
@@ -108,25 +110,18 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a blocking pipeline suspended")  # pragma: no cover
 
 
-class Answer:
+class Answer(NamedTuple):
     """What came of a question.
 
-    A value, or a failure of one of three kinds, and how long it took.
+    What was read from the check's answer, or a failure of one of three kinds with its type name and
+    message, and how long it took.
     """
 
-    __slots__ = ("duration_ns", "error", "failure", "value")
-
-    def __init__(
-        self,
-        value: Any,
-        failure: Literal["error", "timeout"] | None,
-        error: BaseException | None,
-        duration_ns: int,
-    ) -> None:
-        self.value = value
-        self.failure: Literal["error", "timeout"] | None = failure
-        self.error = error
-        self.duration_ns = duration_ns
+    value: Any = None
+    failure: Literal["error", "timeout", "invalid"] | None = None
+    error: str = ""
+    message: str = ""
+    duration_ns: int = 0
 
 
 async def ask(
@@ -134,6 +129,7 @@ async def ask(
     function: Callable[..., Any],
     arguments: dict[str, Any],
     *,
+    read: Callable[[Any], Any],
     context: Context,
     waiting: Waiting,
     workers: Workers,
@@ -141,49 +137,117 @@ async def ask(
 ) -> Answer:
     """Call a check's function within its deadline and return what came of it.
 
+    `read` turns what the function returned into plain values of our own, or raises. It runs where
+    the function runs and within its deadline, for what was returned is foreign code too.
     `timeout` stands in for the check's own, in seconds.
-    Nothing but `BaseException`s escape.
+    Nothing but the caller's own cancellation or interruption escapes.
     """
     started = time.perf_counter_ns()
     allowed = check.timeout if timeout is None else timeout
 
-    def finish(
-        value: Any = None,
-        failure: Literal["error", "timeout"] | None = None,
-        error: BaseException | None = None,
-    ) -> Answer:
+    def finish(answer: Answer) -> Answer:
         context.close()
-        return Answer(value, failure, error, time.perf_counter_ns() - started)
+        return answer._replace(duration_ns=time.perf_counter_ns() - started)
 
     try:
         is_async = _is_async(function)
-        if check.inline and not is_async:
-            return finish(function(**arguments))
+        called = partial(function, **arguments)
+        future: Future[Any] = Future()
         if is_async:
-            future: Future[Any] = workers.spawn(function(**arguments))
+            future = workers.spawn(_aheard(called(), read))
+        elif check.inline:
+            future.set_result(_heard(called, read, interruptible=True))
         else:
-            future = workers.submit(lambda: function(**arguments))
+            future = workers.submit(lambda: _heard(called, read))
         try:
-            value = await waiting.until_done(future, allowed)
-            if inspect.iscoroutine(value):  # a wrapper that returned a coroutine
-                future = workers.spawn(value)
+            answer: Any = (
+                future.result() if future.done() else await waiting.until_done(future, allowed)
+            )
+            if isinstance(answer, _Coroutine):  # of a wrapper
+                future = workers.spawn(_aheard(answer.coroutine, read))
                 left = allowed - (time.perf_counter_ns() - started) / 1e9
-                value = await waiting.until_done(future, max(left, 0.0))
+                answer = await waiting.until_done(future, max(left, 0.0))
+            return finish(answer)
         except _DeadlineMissed:
             context.close()
             workers.abandon(future)
             message = f"no answer within {allowed:g} s"
-            return finish(failure="timeout", error=TimeoutError(message))
+            return finish(Answer(None, "timeout", "TimeoutError", message))
         except BaseException:  # the caller was cancelled or interrupted, or the check raised
             if not future.done():
                 context.close()
                 workers.abandon(future)
             raise
-        return finish(value)
     except WorkersExhausted as error:
-        return finish(failure="timeout", error=error)
+        return finish(Answer(None, "timeout", *described(error)))
     except Exception as error:
-        return finish(failure="error", error=error)
+        return finish(Answer(None, "error", *described(error)))
+
+
+class _Coroutine(NamedTuple):
+    """What a plain function returned and somebody has yet to await."""
+
+    coroutine: Coroutine[Any, Any, Any]
+
+
+def _heard(
+    function: Callable[[], Any], read: Callable[[Any], Any], *, interruptible: bool = False
+) -> Answer | _Coroutine:
+    """Call a check and read its answer; nothing escapes, apart from the caller's Ctrl-C.
+
+    `interruptible` says that this is the caller's own thread, where Ctrl-C is delivered.
+    """
+    process = os.getpid()
+    try:
+        returned = function()
+    except BaseException as error:
+        _end_if_forked(process)
+        if interruptible and isinstance(error, KeyboardInterrupt):
+            raise
+        return Answer(None, "error", *described(error))
+    _end_if_forked(process)
+    try:
+        if inspect.iscoroutine(returned):
+            return _Coroutine(returned)
+        return Answer(read(returned))
+    except BaseException as error:
+        if interruptible and isinstance(error, KeyboardInterrupt):
+            raise
+        return Answer(None, "invalid", *described(error))
+
+
+async def _aheard(coroutine: Coroutine[Any, Any, Any], read: Callable[[Any], Any]) -> Answer:
+    """Await a check and read its answer. What is no `Exception` is for the loop to contain."""
+    process = os.getpid()
+    try:
+        returned = await coroutine
+    except Exception as error:
+        _end_if_forked(process)
+        return Answer(None, "error", *described(error))
+    _end_if_forked(process)
+    try:
+        return Answer(read(returned))
+    except BaseException as error:
+        return Answer(None, "invalid", *described(error))
+
+
+def _end_if_forked(process: int) -> None:
+    """End a child process that a check left behind: only the parent may go on with the call."""
+    if os.getpid() != process:
+        os._exit(70)  # EX_SOFTWARE; no clean-up, which is the parent's
+
+
+def described(error: BaseException) -> tuple[str, str]:
+    """Return an error's type name and message, as text that can be recorded.
+
+    What would end a thread, a loop or the caller (`sys.exit`) is named by what it is here: an error
+    of a check.
+    """
+    if not isinstance(error, Exception) or isinstance(error, StopIteration):
+        return "RuntimeError", f"{type(error).__name__} in a check"
+    name = error.type_name if isinstance(error, ReplayedError) else type(error).__name__
+    message = said_by(error)
+    return name, message or name
 
 
 def _is_async(function: Callable[..., Any]) -> bool:

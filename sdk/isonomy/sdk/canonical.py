@@ -10,20 +10,24 @@ Digests carry their algorithm: ``sha256:<64 hex digits>``, ``blake3:<64 hex digi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
 
 from .errors import InputError
 
+S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _WRITTEN_AS_TEXT = (bytes, bytearray, datetime, date, time, timedelta, UUID, Decimal)
+_UNCHANGEABLE = frozenset((str, int, float, bool, bytes, type(None)))
 
 
 def canonical(value: Any) -> bytes:
@@ -54,28 +58,59 @@ def require_finite(value: float | None, what: str) -> None:
 
 
 @cache
-def _decoder(type: type[msgspec.Struct]) -> msgspec.json.Decoder[msgspec.Struct]:
+def _decoder(type: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(type)
 
 
-def require_declared(value: msgspec.Struct) -> None:
-    """Raise `InputError` unless a struct's fields are of their declared types, and can be recorded.
+def require_declared(value: S, kind: Any = None) -> S:
+    """Return a struct as a record would give it back: a copy that nobody else holds.
 
-    Constructors do not check: `Message("user", "hello")` holds no part that a check would be shown.
+    Args:
+        value: a struct.
+        kind: the struct type (or union of struct types) to read it as; its own unless given.
+
+    Raises:
+        InputError: a field is not of its declared type, or can't be recorded. Constructors do not
+            check: `Message("user", "hello")` holds no part that a check would be shown.
     """
+    kind = kind or type(value)
     body = canonical(value)
     try:
-        if _decoder(type(value)).decode(body) == value:
-            return
-        # A list for a tuple is fine; bytes, which JSON writes as text, are no text.
-        msgspec.convert(msgspec.to_builtins(value, builtin_types=_WRITTEN_AS_TEXT), type(value))
-    except (msgspec.ValidationError, TypeError) as error:
-        raise InputError(f"this {type(value).__name__} is malformed: {error}.") from None
+        read_back: S = _decoder(kind).decode(body)
+        if read_back != value:
+            # A list for a tuple is fine; bytes, which JSON writes as text, are no text.
+            msgspec.convert(msgspec.to_builtins(value, builtin_types=_WRITTEN_AS_TEXT), kind)
+    except (msgspec.MsgspecError, TypeError, RecursionError) as error:
+        name = type(value).__name__
+        raise InputError(f"this {name} is malformed: {error}.") from None
+    return read_back
+
+
+def own(value: T) -> T:
+    """Return a copy of structs and plain data that shares nothing which can be changed.
+
+    A frozen struct may hold a dictionary (the arguments of a tool call), and even its fields can be
+    set by force, so whoever must not change a value is given a copy of it.
+    """
+    kind: Any = type(value)
+    if kind in _UNCHANGEABLE:
+        return value
+    copied: Any
+    if isinstance(value, msgspec.Struct):
+        copied = kind(**{name: own(getattr(value, name)) for name in kind.__struct_fields__})
+    elif isinstance(value, tuple | list):
+        copied = kind([own(item) for item in value])
+    elif isinstance(value, dict):
+        copied = {key: own(item) for key, item in value.items()}
+    else:
+        copied = copy.deepcopy(value)
+    return copied  # type: ignore[no-any-return]
 
 
 def carriable(text: str) -> str:
     """Return text as UTF-8 can carry it: a lone surrogate becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    # str's own method: the text may be of a class that overrides it.
+    return str.encode(text, "utf-8", "replace").decode("utf-8")
 
 
 def sha256(data: bytes) -> str:

@@ -198,16 +198,15 @@ def verdict_of_hook(value: Any) -> Verdict | None:
 
 
 def _checked(verdict: Verdict) -> Verdict:
-    """Refuse a verdict whose fields are not of their declared types.
+    """Return a copy of a verdict; the check may still hold the one that it gave.
 
-    Constructors do not check them.
+    Constructors do not check the types of fields, so that is done here.
     """
     try:
         require_finite(verdict.score, "a verdict's score")
-        require_declared(verdict)
+        return require_declared(verdict, Verdict)
     except (InputError, TypeError) as error:
         raise TypeError(f"the {verdict.name} verdict is malformed: {error}") from None
-    return verdict
 
 
 def _hooks_of(plugin: Any) -> dict[str, tuple[Callable[..., Any], tuple[str, ...]]]:

@@ -194,16 +194,14 @@ def as_critiques(value: Any) -> tuple[Critique, ...]:
         if not isinstance(critique, Critique):
             raise TypeError(f"critique must return Critiques, not {type(critique).__name__}")
         require_finite(critique.score, "a critique's score")
-        require_declared(critique)
-    return critiques
+    return tuple(require_declared(critique, Critique) for critique in critiques)
 
 
 def as_candidate(value: Any) -> Candidate:
     """Return a revised candidate."""
     if not isinstance(value, Candidate):
         raise TypeError(f"revise must return a Candidate or None, not {type(value).__name__}")
-    require_declared(value)
-    return value
+    return require_declared(value, Candidate)
 
 
 def as_ranking(value: Any) -> Ranking:
@@ -215,5 +213,4 @@ def as_ranking(value: Any) -> Ranking:
             require_finite(score, "a ranking's score")
         except InputError as error:
             raise TypeError(str(error)) from None
-    require_declared(value)
-    return value
+    return require_declared(value, Ranking)

@@ -86,8 +86,10 @@ class Context:
         On replay there are no secrets: the placeholder ``[secret NAME]`` is returned, since what
         would use it (an effect) is handed back from the record.
         """
-        self._take("secret", name, lambda: None)
-        return self._trail.secret(name)
+        self._open()
+        return self._trail.secret(
+            name, gate=self._open, stage=self._stage, check=self._check, round=self._round
+        )
 
     def effect(self, name: str, function: Callable[[], T]) -> T:
         """Do something in the outside world and record what came back: plain JSON data.
@@ -98,7 +100,7 @@ class Context:
         rely on its message, not on further attributes.
 
         Raises:
-            InputError: the result is not plain data.
+            InputError: the name is no text, or the result is not plain data.
         """
         result: T = self._take("effect", name, function)
         return result

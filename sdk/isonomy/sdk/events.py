@@ -55,7 +55,10 @@ class Failed(_Event, frozen=True, tag="failed"):
 
 
 class Unjudged(_Event, frozen=True, tag="unjudged"):
-    """Every check of a stage abstained: nothing judged this target. Counts as a flag."""
+    """No check of a stage judged this target: each abstained, or failed and may.
+
+    Counts as a flag.
+    """
 
     target: str
 

@@ -31,6 +31,8 @@ from .world import Live
 if TYPE_CHECKING:
     from isonomy.replay import Replayed
 
+_NOT_GIVEN = (None, "")
+
 
 class Guard:
     """Stands between an application and a model.
@@ -64,9 +66,13 @@ class Guard:
         plugins: Iterable[str] = (),
         options: dict[str, Any] | None = None,
     ) -> None:
+        if secrets is not None and not callable(secrets):
+            raise InputError(
+                f"secrets must be a function from names to secrets, not {type(secrets).__name__}."
+            )
         registry = Registry(plugins)
         self.policy = policy if isinstance(policy, Policy) else Policy(policy, registry=registry)
-        self.sampling = checked(sampling or Sampling())
+        self.sampling = checked(Sampling() if sampling is None else sampling)
         self.backend = _open_backend(backend, self.policy.registry, options or {})
         self._secrets = secrets
         self._workers = Workers()
@@ -158,9 +164,7 @@ class Guard:
             LogError: the log can't be written; no answer is released.
         """
         return drive(
-            self._chat(
-                Blocking(), messages, session, actor, subject, tags, tuple(documents), sampling
-            )
+            self._chat(Blocking(), messages, session, actor, subject, tags, documents, sampling)
         )
 
     async def achat(
@@ -176,7 +180,7 @@ class Guard:
     ) -> Reply:
         """Like `chat`, without blocking the running event loop."""
         return await self._chat(
-            OnLoop(), messages, session, actor, subject, tags, tuple(documents), sampling
+            OnLoop(), messages, session, actor, subject, tags, documents, sampling
         )
 
     async def _chat(
@@ -187,7 +191,7 @@ class Guard:
         actor: str | None,
         subject: str | None,
         tags: dict[str, str] | None,
-        documents: tuple[Document, ...],
+        documents: Sequence[Document],
         sampling: Sampling | None,
     ) -> Reply:
         if self._closed:
@@ -196,10 +200,10 @@ class Guard:
         call_id = new_call_id()
         call = as_call(
             id=call_id,
-            session=session or call_id,
-            subject=subject or session or call_id,
+            session=call_id if session in _NOT_GIVEN else session,
+            subject=subject if subject not in _NOT_GIVEN else session or call_id,
             actor=actor,
-            tags=tags or {},
+            tags={} if tags is None else tags,
         )
         if sampling is not None:
             sampling = checked(sampling)

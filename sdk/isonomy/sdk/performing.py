@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from .asking import Waiting
-from .canonical import carriable
+from .canonical import carriable, own
 from .diagnostics import logger
 from .errors import IsonomyError, LogError
 from .events import Event, Generated
@@ -170,10 +170,12 @@ def _observer(call: Call, observers: tuple[Any, ...]) -> Callable[[Event], None]
 
     def show(event: Event) -> None:
         for function, names in observers:
-            offered = {"call": call, "event": event}
+            offered = {"call": own(call), "event": own(event)}  # an observer's own
             try:
                 function(**{name: offered[name] for name in names})
-            except Exception as error:  # an exporter must never change a call
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # an exporter must never change a call
                 logger().warning(
                     "observer_failed",
                     call_id=call.id,

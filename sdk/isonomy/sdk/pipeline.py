@@ -10,7 +10,7 @@ Rules, for every stage that gives verdicts:
    a later `Block` still wins.
 4. A check that raises, hangs or returns nonsense did not pass: its `on_error` decides, and the
    event says what happened.
-5. A target at which every check of the stage abstained is flagged: nothing judged it.
+5. A target that no check of the stage judged (each abstained, or failed and may) is flagged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from .asking import Answer, Waiting, ask
-from .canonical import canonical, carriable, digest_of
+from .canonical import digest_of, own
 from .checks import Check, verdict_of_callable, verdict_of_hook
 from .contents import (
     Question,
@@ -64,7 +64,6 @@ from .vocabulary import (
     VerdictName,
 )
 from .workers import Workers
-from .world import ReplayedError
 
 
 class Standing(msgspec.Struct):
@@ -276,7 +275,7 @@ class Pipeline:
         for target, done in judged.items():
             if not done:
                 self.trail.add(Unjudged(stage=stage, round=self.rounds, target=target))
-                self.standing.note("flag", None, f"every check at {stage} abstained")
+                self.standing.note("flag", None, f"no check judged it at {stage}")
         return Judgement(content, blocked=human, feedback=feedback)
 
     async def _judge(
@@ -295,23 +294,20 @@ class Pipeline:
         if foretold is not None:
             return self._consequence(check, foretold), None
         if check.is_callable:
-            answer = await self._plain(check, stage, question.arguments["text"])
-            read: Callable[[Any], Verdict | None] = verdict_of_callable
+            text = question.arguments["text"]
+            answer = await self._plain(check, stage, text, _reading(verdict_of_callable, stage))
         else:
-            answer = await self._hook(check, stage, question.arguments)
-            read = verdict_of_hook
+            reading = _reading(verdict_of_hook, stage)
+            answer = await self._hook(check, stage, question.arguments, reading)
+        verdict: Verdict | None = answer.value
         after: Any = None
-        try:
-            _reraise(answer)
-            verdict = read(answer.value)
-            if isinstance(verdict, Retry) and stage != "post_validate":
-                raise TypeError("Retry makes sense at post_validate only: there is no answer yet")
-            if isinstance(verdict, Replace):
+        if isinstance(verdict, Replace):
+            try:
                 after = apply(verdict)
-                canonical(after)
-        except Exception as error:
-            kind = answer.failure or "invalid"
-            return self._failure(check, stage, question.target, before, answer, kind, error), None
+            except TypeError as error:  # our own: it does not fit here
+                answer = answer._replace(failure="invalid", error="TypeError", message=str(error))
+        if answer.failure is not None:
+            return self._failure(check, stage, question.target, before, answer), None
         part = judged_part(after, question.target) if isinstance(verdict, Replace) else None
         changed = digest_of(part) if part is not None else None
         self.trail.add(
@@ -342,17 +338,22 @@ class Pipeline:
         assert isinstance(last, Failed)
         return last
 
-    async def _hook(self, check: Check, stage: str, arguments: dict[str, Any]) -> Answer:
+    async def _hook(
+        self, check: Check, stage: str, arguments: dict[str, Any], read: Callable[[Any], Any]
+    ) -> Answer:
         function, names = check.hooks[stage]
         context = self._context(check, stage)
-        offered = {**arguments, "call": self.call, "ctx": context}
-        taken = {name: offered[name] for name in names}
-        return await self._ask(check, function, taken, context)
+        offered = {**arguments, "call": self.call}
+        # Copies: what a check does with what it is shown can't reach what is judged and released.
+        taken = {name: own(offered[name]) if name != "ctx" else context for name in names}
+        return await self._ask(check, function, taken, context, read)
 
-    async def _plain(self, check: Check, stage: str, text: str) -> Answer:
+    async def _plain(
+        self, check: Check, stage: str, text: str, read: Callable[[Any], Any]
+    ) -> Answer:
         context = self._context(check, stage)
         function = partial(check.plugin, text)
-        return await self._ask(check, function, {}, context)
+        return await self._ask(check, function, {}, context, read)
 
     async def _ask(
         self,
@@ -360,11 +361,13 @@ class Pipeline:
         function: Callable[..., Any],
         arguments: dict[str, Any],
         context: Context,
+        read: Callable[[Any], Any],
     ) -> Answer:
         return await ask(
             check,
             function,
             arguments,
+            read=read,
             context=context,
             waiting=self._waiting,
             workers=self._workers,
@@ -391,17 +394,12 @@ class Pipeline:
         if foretold is not None:
             self._consequence(check, foretold)
             return None, 0
-        answer = await self._hook(check, stage, arguments)
-        found: Any = None
-        try:
-            _reraise(answer)
-            if answer.value is not None:
-                found = read(answer.value)
-        except Exception as error:
-            kind = answer.failure or "invalid"
-            before = digest_of(candidate.content)
-            self._failure(check, stage, target, before, answer, kind, error)
-        return found, answer.duration_ns
+        answer = await self._hook(
+            check, stage, arguments, lambda value: None if value is None else read(value)
+        )
+        if answer.failure is not None:
+            self._failure(check, stage, target, digest_of(candidate.content), answer)
+        return answer.value, answer.duration_ns
 
     def _add(self, event: Any, stage: str, check: Check, *, took: int, **fields: Any) -> None:
         self.trail.add(
@@ -421,18 +419,16 @@ class Pipeline:
         target: str,
         before: str,
         answer: Answer,
-        kind: Literal["error", "timeout", "invalid"],
-        error: BaseException,
     ) -> Verdict | None:
-        name, message = _described(error)
+        assert answer.failure is not None
         event = Failed(
             stage=stage,
             check=check.id,
             round=self.rounds,
             target=target,
-            kind=kind,
-            error=name,
-            message=message,
+            kind=answer.failure,
+            error=answer.error,
+            message=answer.message,
             became=check.on_error,
             before=before,
             duration_ns=answer.duration_ns,
@@ -452,21 +448,16 @@ class Pipeline:
         return None
 
 
-def _reraise(answer: Answer) -> None:
-    if answer.error is not None:
-        if not isinstance(answer.error, Exception):
-            raise RuntimeError(f"{type(answer.error).__name__} in a check") from answer.error
-        raise answer.error
+def _reading(read: Callable[[Any], Verdict | None], stage: str) -> Callable[[Any], Verdict | None]:
+    """Return how to read a verdict at a stage."""
 
+    def fitting(value: Any) -> Verdict | None:
+        verdict = read(value)
+        if isinstance(verdict, Retry) and stage != "post_validate":
+            raise TypeError("Retry makes sense at post_validate only: there is no answer yet")
+        return verdict
 
-def _described(error: BaseException) -> tuple[str, str]:
-    """Return an error's type name and message, as text that can be recorded."""
-    name = error.type_name if isinstance(error, ReplayedError) else type(error).__name__
-    try:
-        message = str(error)
-    except Exception:  # third-party code again
-        message = ""
-    return name, carriable(message) or name
+    return fitting
 
 
 def _reason(verdict: Verdict) -> str | None:

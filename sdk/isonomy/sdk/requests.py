@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,33 +29,39 @@ def merged(first: Sampling | None, second: Sampling) -> Sampling:
 
 
 def checked(sampling: Sampling) -> Sampling:
-    """Return `sampling`.
+    """Return a copy of `sampling`.
 
     Raises:
         InputError: a value is of the wrong type, not finite, or no unsigned 64-bit seed.
     """
-    require_declared(sampling)
+    if not isinstance(sampling, Sampling):
+        raise InputError(f"sampling must be a Sampling, not {type(sampling).__name__}.")
+    own = require_declared(sampling, Sampling)
     for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
         require_finite(getattr(sampling, name), f"sampling.{name}")
     if sampling.seed is not None and not 0 <= sampling.seed < 1 << 64:
         raise InputError(f"sampling.seed must be from 0 to 2**64 - 1, not {sampling.seed}.")
-    return sampling
+    if "" in sampling.stop:
+        raise InputError("sampling.stop must hold non-empty strings, not ''.")
+    return own
 
 
 def as_documents(documents: Any) -> tuple[Document, ...]:
-    """Return retrieved documents.
+    """Return copies of retrieved documents.
 
     Raises:
         InputError: one of them is no `Document`, or malformed.
     """
-    taken = tuple(documents)
-    for index, document in enumerate(taken):
+    if isinstance(documents, str | bytes | Mapping) or not isinstance(documents, Iterable):
+        raise InputError(f"documents must be a list of them, not {type(documents).__name__}.")
+    taken = []
+    for index, document in enumerate(documents):
         if not isinstance(document, Document):
             raise InputError(
                 f"documents[{index}] must be a Document, not {type(document).__name__}."
             )
-        require_declared(document)
-    return taken
+        taken.append(require_declared(document, Document))
+    return tuple(taken)
 
 
 def as_call(**fields: Any) -> Call:
@@ -64,13 +70,11 @@ def as_call(**fields: Any) -> Call:
     Raises:
         InputError: an id, a name or a tag is no text that UTF-8 can carry.
     """
-    call = Call(**fields)
-    require_declared(call)
-    return call
+    return require_declared(Call(**fields))
 
 
 def as_messages(messages: Any) -> tuple[Message, ...]:
-    """Return what a caller passed as messages.
+    """Return copies of what a caller passed as messages.
 
     Raises:
         InputError: empty, of the wrong shape, or text that UTF-8 can't carry.
@@ -91,8 +95,8 @@ def as_messages(messages: Any) -> tuple[Message, ...]:
         raise InputError("there are no messages. Pass at least one.")
     if not any(_says_something(message) for message in parsed):
         raise InputError("every message is empty. Pass some text.")
-    canonical(parsed)
-    return parsed
+    # Read back, so that what the caller does with his lists and dictionaries reaches nothing.
+    return msgspec.json.decode(canonical(parsed), type=tuple[Message, ...])
 
 
 def _says_something(message: Message) -> bool:
@@ -102,10 +106,9 @@ def _says_something(message: Message) -> bool:
 def _as_message(message: Any, index: int) -> Message:
     if isinstance(message, Message):
         try:
-            require_declared(message)
+            return require_declared(message, Message)
         except InputError as error:
             raise InputError(f"messages[{index}]: {error}") from None
-        return message
     if isinstance(message, dict) and set(message) == {"role", "content"}:
         content = message["content"]
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from . import provenance
+from .errors import LogError
 from .events import Event
 from .generation import Identity, Sampling, Usage
 from .log import Log
@@ -21,6 +22,8 @@ from .policy import Policy
 from .records import Entry, Intent, Opening, Output, Payload, RequestContent, Result, header_of
 from .trail import Trail
 from .vocabulary import Call, Message
+
+_EVENTS = msgspec.json.Decoder(tuple[Event, ...])
 
 
 class Scribe:
@@ -61,6 +64,23 @@ class Scribe:
         self._messages += len(bodies)
         return events, payloads
 
+    def _told(self, trail: Trail, events: list[Event]) -> Payload:
+        """Return the payload of events.
+
+        Raises:
+            LogError: it would not read back: a record that nobody can read is none.
+        """
+        body = trail.scrub(events)
+        try:
+            _EVENTS.decode(body)
+        except msgspec.MsgspecError as error:
+            raise LogError(
+                f"what happened in this call can't be recorded so that it reads back: {error}. "
+                "Nothing was released; please report this.",
+                path=self._log.path,
+            ) from error
+        return Payload("events", body)
+
     @staticmethod
     def _scrubbed(trail: Trail, message: bytes) -> bytes:
         if not trail.secrets:
@@ -90,7 +110,7 @@ class Scribe:
                 Payload("policy", self._policy.written, shared=True),
                 *payloads,
                 Payload("request", trail.scrub(content)),
-                Payload("events", trail.scrub(events)),
+                self._told(trail, events),
             ),
         )
 
@@ -121,7 +141,7 @@ class Scribe:
             ),
             (
                 *payloads,
-                Payload("events", trail.scrub(events)),
+                self._told(trail, events),
                 Payload("output", trail.scrub(output)),
             ),
         )

@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .canonical import canonical, carriable
+from .canonical import canonical, carriable, own
 from .errors import InputError, IsonomyError
 from .events import BackendFailed, Effect, Event, Generated
 from .generation import Generation, Request, Sampling
-from .requests import merged
+from .requests import checked, merged
 from .vocabulary import Message
-from .world import Asker, ReplayedError, World
+from .world import Asker, ReplayedError, World, ends_the_task
 
 T = TypeVar("T")
 _IDENTIFIERS = frozenset(
@@ -51,6 +51,17 @@ def _plain(name: str, value: T) -> T:
             "date, bytes, NaN). Return plain data: text, finite numbers, lists, dictionaries."
         )
     return read_back
+
+
+def _require_name(kind: str, name: Any) -> None:
+    """Refuse a name that a record could not hold, before anything is done under it.
+
+    Raises:
+        InputError: it is no text, or none that UTF-8 can carry.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"the {kind}'s name must be text (a str), not {type(name).__name__}.")
+    canonical(name)
 
 
 def _asker(place: Mapping[str, Any]) -> Asker:
@@ -141,14 +152,15 @@ class Trail:
 
         Raises what it raised as `ReplayedError`'s twin.
         """
+        _require_name(kind, name)
         if kind == "effect":
             self._announce(check, name)
-        raised: list[Exception] = []
+        raised: list[BaseException] = []
 
         def guarded() -> Any:
             try:
                 return _plain(name, produce())
-            except Exception as error:
+            except BaseException as error:
                 raised.append(error)
                 raise
 
@@ -168,13 +180,16 @@ class Trail:
         round: int,
     ) -> Any:
         """Like `take`, for an async effect."""
+        _require_name("effect", name)
         self._announce(check, name)
-        raised: list[Exception] = []
+        raised: list[BaseException] = []
 
         async def guarded() -> Any:
             try:
                 return _plain(name, await produce())
-            except Exception as error:
+            except BaseException as error:
+                if ends_the_task(error):
+                    raise
                 raised.append(error)
                 raise
 
@@ -184,16 +199,29 @@ class Trail:
         )
         return self._record(effect, raised, gate)
 
-    def _record(self, effect: Effect, raised: list[Exception], gate: Gate) -> Any:
+    def _record(self, effect: Effect, raised: list[BaseException], gate: Gate) -> Any:
         self.add(effect, gate)
         if effect.error is not None:
             raise raised[0] if raised else ReplayedError.of(*effect.error)
         # A copy: what the check does with it must not reach the record.
         return copy.deepcopy(effect.value)
 
-    def secret(self, name: str) -> str:
-        """Return a secret and remember to scrub it from everything that is recorded."""
-        value = self.world.secret(name)
+    def secret(self, name: str, *, gate: Gate, stage: str, check: str, round: int) -> str:
+        """Return a secret and remember to scrub it from everything that is recorded.
+
+        That it was asked for is recorded, or the error that came instead.
+        """
+        found: list[str] = []
+        self.take(
+            "secret",
+            name,
+            lambda: found.append(self.world.secret(name)),
+            gate=gate,
+            stage=stage,
+            check=check,
+            round=round,
+        )
+        value = found[0] if found else self.world.secret(name)  # the record holds no value
         with self.lock:
             if value:
                 self.secrets[value] = name
@@ -232,11 +260,13 @@ class Trail:
     def _request(
         self, messages: tuple[Message, ...], sampling: Sampling | None, check: str, number: int
     ) -> tuple[Request, int]:
-        self._announce(check, "generate")
         candidate = _NESTED_CANDIDATES + number
+        if sampling is not None:
+            sampling = checked(sampling)
         chosen = msgspec.structs.replace(merged(sampling, self._sampling), candidate=candidate)
         if chosen.seed is None:
             chosen = msgspec.structs.replace(chosen, seed=self._sampling.seed)
+        self._announce(check, "generate")
         return Request(messages=messages, sampling=chosen), candidate
 
     def nested(
@@ -339,4 +369,7 @@ class Trail:
                     **place,
                 )
             )
-        return generation
+        # What comes of it must not reach the record; the call itself goes on with the content only.
+        if gate is not None:
+            return own(generation)
+        return msgspec.structs.replace(generation, content=own(generation.content))

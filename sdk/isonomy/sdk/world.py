@@ -8,6 +8,7 @@ runs the same pipeline on it, so that live and replayed calls can't follow diffe
 from __future__ import annotations
 
 import builtins
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from .canonical import canonical, carriable, require_declared
+from .canonical import carriable, require_declared
 from .errors import BackendError, InputError, IsonomyError, PluginError
 from .events import Effect, Event, Generated
 from .generation import Backend, Generation, Request
@@ -83,8 +84,8 @@ class Live:
         started = time.perf_counter_ns()
         try:
             value, error = produce(), None
-        except Exception as raised:
-            value, error = None, (type(raised).__name__, carriable(str(raised)))
+        except BaseException as raised:  # sys.exit too: a replay must take the same way
+            value, error = None, (type(raised).__name__, said_by(raised))
         return _timed(event, value, error, started)
 
     async def atake(self, event: Effect, produce: Callable[[], Awaitable[Any]]) -> Effect:
@@ -92,8 +93,10 @@ class Live:
         started = time.perf_counter_ns()
         try:
             value, error = await produce(), None
-        except Exception as raised:
-            value, error = None, (type(raised).__name__, carriable(str(raised)))
+        except BaseException as raised:
+            if ends_the_task(raised):
+                raise
+            value, error = None, (type(raised).__name__, said_by(raised))
         return _timed(event, value, error, started)
 
     def secret(self, name: str) -> str:
@@ -104,24 +107,32 @@ class Live:
                 f"no secret named {name!r}: give the guard a source, Guard(secrets=...).",
                 plugin=name,
             )
+        if not isinstance(value, str):
+            raise PluginError(
+                f"the secret {name!r} is of type {type(value).__name__}: the guard's source must "
+                "return text (a str), or None where there is no such secret.",
+                plugin=name,
+            )
         return value
 
     def generate(self, request: Request, asker: Asker | None = None) -> Generation:
         """Ask the backend; whatever it raises becomes a `BackendError`."""
         try:
             return _usable(self._backend.generate(request), self._backend)
-        except IsonomyError:
+        except (IsonomyError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise _wrapped(error, self._backend) from error
 
     async def agenerate(self, request: Request, asker: Asker | None = None) -> Generation:
         """Ask the backend without blocking the loop."""
         try:
             return _usable(await self._backend.agenerate(request), self._backend)
-        except IsonomyError:
+        except (IsonomyError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
+            if ends_the_task(error):
+                raise
             raise _wrapped(error, self._backend) from error
 
     def patience(self, timeout: float) -> float:
@@ -137,9 +148,31 @@ class Live:
         return ()
 
 
-def _wrapped(error: Exception, backend: Backend) -> BackendError:
+def said_by(error: BaseException) -> str:
+    """Return an error's message as text that can be recorded; empty where it has none."""
+    try:
+        return carriable(str(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # third-party code
+        return ""
+
+
+def ends_the_task(error: BaseException) -> bool:
+    """Return whether an error ends the coroutine that it is raised in, not what it awaits."""
+    if isinstance(error, GeneratorExit):
+        return True
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _wrapped(error: BaseException, backend: Backend) -> BackendError:
     return BackendError(
-        f"the backend raised {type(error).__name__}: {error}", backend=backend.identity().spec
+        f"the backend raised {type(error).__name__}: {said_by(error)}",
+        backend=backend.identity().spec,
     )
 
 
@@ -148,13 +181,12 @@ def _usable(generation: Any, backend: Backend) -> Generation:
     try:
         if not isinstance(generation, Generation):
             raise InputError(f"it returned {type(generation).__name__}, not a Generation.")
-        require_declared(Message("assistant", generation.content))
-        canonical(generation)
+        # As it reads back from the record, so that a live call and its replay see the same.
+        return require_declared(generation, Generation)
     except InputError as error:
         raise BackendError(
             f"the backend's answer can't be used: {error}", backend=backend.identity().spec
         ) from None
-    return generation
 
 
 def _timed(event: Effect, value: Any, error: tuple[str, str] | None, started: int) -> Effect:
@@ -176,9 +208,17 @@ class ReplayedError(Exception):
     message: str
 
     @classmethod
-    def of(cls, type_name: str, message: str) -> ReplayedError:
-        """Return the recorded error, as its own class where that can be told."""
+    def of(cls, type_name: str, message: str) -> BaseException:
+        """Return the recorded error, as its own class where that can be told.
+
+        What is no `Exception` (`SystemExit`) is of its own class alone: ``except Exception`` must
+        not take it.
+        """
         kind = _class_named(type_name)
+        if kind is not None and not issubclass(kind, Exception):
+            other = kind.__new__(kind, message)
+            other.args = (message,)
+            return other
         error = cls.__new__(cls)
         if kind is not None:
             with suppress(TypeError):  # a class that can't be combined
@@ -192,12 +232,12 @@ class ReplayedError(Exception):
         return self.message
 
 
-def _class_named(name: str) -> type[Exception] | None:
+def _class_named(name: str) -> type[BaseException] | None:
     known = getattr(builtins, name, None)
-    if isinstance(known, type) and issubclass(known, Exception):
+    if isinstance(known, type) and issubclass(known, BaseException):
         return known
-    found: set[type[Exception]] = set()
-    left: list[type[Exception]] = [Exception]
+    found: set[type[BaseException]] = set()
+    left: list[type[BaseException]] = [BaseException]
     while left:
         for kind in left.pop().__subclasses__():
             left.append(kind)
