@@ -60,18 +60,18 @@ def test_a_unique_beginning_is_enough(filled: ReplayLog) -> None:
     [
         ("call-", "Several calls", "call-blocked"),
         ("call-finishde", "no call", "call-finished"),
-        ("%", "no call", "call-intended"),
+        ("%", "no call", None),
         ("", "Several calls", "call-blocked"),
         ("call-finished\x00", "no call", "call-finished"),
-        ("CALL-FINISHED", "no call", "call-intended"),
+        ("CALL-FINISHED", "no call", "call-finished"),
     ],
 )
 def test_a_call_that_is_not_there(
-    filled: ReplayLog, asked: str, message: str, nearest: str
+    filled: ReplayLog, asked: str, message: str, nearest: str | None
 ) -> None:
     with pytest.raises(NoSuchCall, match=message) as raised:
         filled.call(asked)
-    assert nearest in raised.value.nearest
+    assert nearest in raised.value.nearest if nearest else raised.value.nearest == ()
 
 
 def test_an_empty_log(journal: JournalLog, path: Path) -> None:

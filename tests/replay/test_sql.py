@@ -16,7 +16,7 @@ import pytest
 from blake3 import blake3
 from tests.replay import making
 
-from isonomy.replay import JournalLog, QueryRefused, ReplayLog, open_log
+from isonomy.replay import JournalLog, QueryFailed, QueryRefused, ReplayLog, open_log
 from isonomy.replay.errors import DamagedLog, LogUnwritable
 from isonomy.replay.ingest import ingest
 from isonomy.replay.views import COMMENTS, VIEWS
@@ -316,11 +316,36 @@ def test_content_of_an_unknown_shape_is_kept_and_leaves_columns_empty(journal: J
 def test_a_query_that_is_not_one_harmless_select(filled: ReplayLog, query: str) -> None:
     local_variable = [1]  # DuckDB would read it from the caller's frame.
     assert local_variable
-    with pytest.raises(QueryRefused) as raised:
+    with pytest.raises((QueryRefused, QueryFailed)) as raised:
         filled.sql(query).fetchall()
     assert raised.value.query == query
     assert raised.value.path == filled.path
     assert not Path("/tmp/isonomy-leak").exists()
+
+
+@pytest.mark.parametrize("query", ["select nothing from calls", "select 1 +", "selct 1"])
+def test_a_select_that_is_wrong_has_failed(filled: ReplayLog, query: str) -> None:
+    with pytest.raises(QueryFailed, match=r"^the query failed: ") as raised:
+        filled.sql(query)
+    assert raised.value.query == query
+
+
+@pytest.mark.parametrize("query", ["select " + "1+" * 900 + "1", "select \udcff", "", " -- x"])
+def test_a_query_that_cannot_be_checked_is_refused(filled: ReplayLog, query: str) -> None:
+    with pytest.raises(QueryRefused, match="refused: it is"):
+        filled.sql(query)
+
+
+def test_times_with_a_zone_come_in_utc(filled: ReplayLog) -> None:
+    """Without the package pytz, whatever the machine's own zone, nested or not."""
+    noon = "timestamptz '2026-01-02 14:00:00+02'"
+    query = f'select {noon} as a, [{noon}] as a, {{\'x\': {noon}}} as s, 1 as "q""uoted"'
+    relation = filled.sql(query)
+    twelve = datetime(2026, 1, 2, 12)
+    assert relation.columns == ["a", "a", "s", 'q"uoted']
+    assert relation.fetchall() == [(twelve, [twelve], {"x": twelve}, 1)]
+    ordered = filled.sql("select now() t, range r from range(3000) order by r desc").fetchall()
+    assert [row[1] for row in ordered] == list(range(2999, -1, -1))
 
 
 def test_the_configuration_is_locked_behind_the_parser_too(filled: ReplayLog) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         NewerLog,
         NoSuchCall,
         NotALog,
+        QueryFailed,
         QueryRefused,
     )
     from .journal import JournalLog, open_log
@@ -33,6 +34,7 @@ __all__ = [
     "NewerLog",
     "NoSuchCall",
     "NotALog",
+    "QueryFailed",
     "QueryRefused",
     "ReplayLog",
     "Replayed",
@@ -55,6 +57,7 @@ _HOMES = {
     "NewerLog": "errors",
     "NoSuchCall": "errors",
     "NotALog": "errors",
+    "QueryFailed": "errors",
     "QueryRefused": "errors",
     "ReplayLog": "reading",
     "Replayed": "replaying",

@@ -69,6 +69,8 @@ class AuditCheck(Audited):
         try:
             step()
         except (duckdb.Error, UnicodeDecodeError, RuntimeError) as error:
+            if "Query interrupted" in str(error):  # so DuckDB tells of Ctrl-C
+                raise KeyboardInterrupt from error
             self._find(f"it can't be read ({' '.join(str(error).split())})")
             self.close()
 

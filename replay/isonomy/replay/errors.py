@@ -6,7 +6,8 @@ LogError (isonomy.sdk)
 ├── LogUnwritable  read-only, full, locked, moved away, or without permission
 ├── DamagedLog     stored bytes are not what was written; `file` names where
 ├── NoSuchCall     no call of this id, or an ambiguous prefix; `nearest` lists what comes close
-└── QueryRefused   not exactly one harmless SELECT, or DuckDB refused it; `query` is the text
+├── QueryRefused   not exactly one harmless SELECT; `query` is the text
+└── QueryFailed    a SELECT that DuckDB can't parse, bind or run; `query` is the text
 
 Every one carries `path`, the log's directory, and says in its last sentence what to do.
 """
@@ -49,7 +50,15 @@ class NoSuchCall(LogError):
 
 
 class QueryRefused(LogError):
-    """A query was refused or failed; `query` is its text."""
+    """A query is not one harmless SELECT; `query` is its text."""
+
+    def __init__(self, message: str, *, path: str, query: str) -> None:
+        self.query = query
+        super().__init__(message, path=path)
+
+
+class QueryFailed(LogError):
+    """A SELECT can't be parsed, bound or run; `query` is its text."""
 
     def __init__(self, message: str, *, path: str, query: str) -> None:
         self.query = query

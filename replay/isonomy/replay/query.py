@@ -5,14 +5,12 @@ reading must be harmless whoever wrote it. Three fences, each sufficient for the
 own:
 
 1. `require_select` parses with DuckDB's own parser and accepts exactly one statement that is a
-  SELECT through and
-   through: no other query node (WITH can hide INSERT, UPDATE, DELETE), no table function beyond a
-   short list.
+   SELECT through and through: no other query node (WITH can hide INSERT, UPDATE, DELETE), no table
+   function beyond a short list.
 2. The connection is in memory; of the log it has the published file attached read-only and a copy
-  of the journal's tail.
+   of the journal's tail.
 3. Access to files and network is off, extensions are neither installed nor loaded, Python variables
-  are invisible, and
-   the configuration is locked.
+   are invisible, and the configuration is locked.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import audit
 from .directory import AUDIT, LogDirectory
-from .errors import DamagedLog, QueryRefused
+from .errors import DamagedLog, QueryFailed, QueryRefused
 from .projection import Projection
 
 if TYPE_CHECKING:
@@ -80,6 +78,7 @@ def require_select(connection: duckdb.DuckDBPyConnection, query: str, path: str)
 
     Raises:
         QueryRefused: it is not; the message says what it is instead.
+        QueryFailed: it can't be parsed.
     """
 
     def refuse(reason: str) -> QueryRefused:
@@ -92,16 +91,24 @@ def require_select(connection: duckdb.DuckDBPyConnection, query: str, path: str)
 
     if "\x00" in query:
         raise refuse("it holds a NUL character")
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise refuse(f"it is not valid Unicode text (character {error.start + 1})") from None
     # Fetched whole: a result left open would block the connection.
     [(text,)] = connection.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchall()
-    parsed = json.loads(text)
+    try:
+        parsed = json.loads(text)
+    except RecursionError:
+        raise refuse("it is nested too deeply to be checked") from None
     if parsed["error"]:
         reason = str(parsed.get("error_message", "it can't be parsed"))
-        raise refuse(
-            "it is not a SELECT" if reason.startswith("Only SELECT") else " ".join(reason.split())
-        )
-    if len(parsed["statements"]) != 1:
-        raise refuse(f"it holds {len(parsed['statements'])} statements")
+        if reason.startswith("Only SELECT"):
+            raise refuse("it is not a SELECT")
+        raise failed(path, query, reason)
+    count = len(parsed["statements"])
+    if count != 1:
+        raise refuse(f"it holds {count} statements" if count else "it is empty")
     for node in _nodes(parsed["statements"][0]):
         kind = str(node.get("type", ""))
         if kind.endswith("_NODE") and kind not in _QUERY_NODES:
@@ -152,6 +159,7 @@ class Source:
                 "allow_community_extensions = false",
                 "python_enable_replacements = false",
                 "temp_directory = ''",
+                "TimeZone = 'UTC'",
             ):
                 self.connection.execute(f"SET {setting}")
             if directory.audit.exists():
@@ -199,7 +207,8 @@ class Source:
         """Return the relation of a checked query.
 
         Raises:
-            QueryRefused: not one SELECT, or DuckDB can't bind it.
+            QueryRefused: not one harmless SELECT.
+            QueryFailed: DuckDB can't parse or bind it.
         """
         import duckdb
 
@@ -207,12 +216,43 @@ class Source:
         require_select(self.connection, query, path)
         try:
             if params is None:
-                return self.connection.sql(query)
-            return self.connection.sql(query, params=params)
+                return _in_utc(self.connection.sql(query))
+            return _in_utc(self.connection.sql(query, params=params))
         except (duckdb.FatalException, duckdb.IOException, duckdb.SerializationException) as error:
             raise damaged(self.directory, error) from error
         except duckdb.Error as error:
-            raise QueryRefused(f"The query failed: {error}", path=path, query=query) from error
+            raise failed(path, query, error) from error
+
+
+_ZONED: Final = "TIMESTAMP WITH TIME ZONE"
+
+
+def _in_utc(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """Turn times with a time zone, nested ones too, into plain ones in UTC (the session's zone).
+
+    DuckDB hands zoned times to Python by way of the package pytz, which is not required otherwise.
+    """
+    types = [str(type_) for type_ in relation.types]
+    if not any(_ZONED in type_ for type_ in types):
+        return relation
+    columns = []
+    for at, (name, type_) in enumerate(zip(relation.columns, types, strict=True), 1):
+        quoted = '"' + name.replace('"', '""') + '"'
+        value = (
+            f"CAST(#{at} AS {type_.replace(_ZONED, 'TIMESTAMP')})" if _ZONED in type_ else f"#{at}"
+        )
+        columns.append(f"{value} AS {quoted}")
+    return relation.project(", ".join(columns))
+
+
+def failed(path: str, query: str, error: Exception | str) -> QueryFailed:
+    """Return the error for a SELECT that DuckDB can't answer."""
+    reason = " ".join(str(error).split()).rstrip(".")
+    return QueryFailed(
+        f"the query failed: {reason}. Correct it; `isonomy sql --help` lists the views.",
+        path=path,
+        query=query,
+    )
 
 
 def damaged(directory: LogDirectory, error: Exception) -> DamagedLog:

@@ -106,10 +106,12 @@ class ReplayLog:
         Returns:
             The relation over a connection of its own, which ends with it: `.fetchall()`, `.df()`,
             `.arrow()`, `.pl()`, `.show()` and more. DuckDB runs it when it is asked for rows; a
-            damaged file may show as `duckdb.Error` then.
+            damaged file may show as `duckdb.Error` then. Times with a time zone come as UTC
+            without one, like every time of the log.
 
         Raises:
-            QueryRefused: it is not one SELECT, or fails.
+            QueryRefused: it is not one harmless SELECT.
+            QueryFailed: it can't be parsed or bound.
             DamagedLog: a file of the log can't be read.
         """
         source, rows, contents = self._source()
@@ -210,8 +212,12 @@ class ReplayLog:
                 "LIMIT 5000)"
             )
         ]
-        nearest = tuple(difflib.get_close_matches(call_id, recent, 3, 0.5)) or tuple(recent[:3])
-        hint = f" Nearest: {', '.join(nearest)}." if nearest else " The log is empty."
+        folded = {name.lower(): name for name in recent}
+        close = difflib.get_close_matches(call_id.lower(), folded, 3, 0.5)
+        nearest = tuple(folded[name] for name in close)
+        hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+        if not recent:
+            hint = " The log is empty."
         return NoSuchCall(
             f"The log {self.path} has no call {call_id!r}.{hint} List the calls with `isonomy "
             "log`.",
