@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 
 from isonomy.plugins import Length
-from isonomy.sdk import Policy, check
-from isonomy.sdk.provenance import of_function, of_plugin, version_of
+from isonomy.sdk import Allow, Guard, Policy, check, hookimpl
+from isonomy.sdk.provenance import of_function, of_plugin, of_state, version_of
 
 
 def compiled(source: str, **names: Any) -> Callable[..., Any]:
@@ -271,3 +272,83 @@ def test_a_package_s_digest_covers_every_file_of_it(
         provenance._package_digest.cache_clear()
         for name in ("theirs", "theirs.checks"):
             sys.modules.pop(name, None)
+
+
+# What an instance was given.
+
+
+class Limit:
+    def __init__(self, most: Any) -> None:
+        self.most = most
+
+    def __call__(self, text: str) -> bool:
+        return len(text) <= 5
+
+    def method(self, text: str) -> bool:
+        return len(text) <= 5
+
+
+class Slotted:
+    __slots__ = ("__hidden", "most", "unset")
+
+    def __init__(self, most: Any) -> None:
+        self.most = 1
+        self.__hidden = most
+
+    @hookimpl
+    def post_validate(self) -> Any:
+        return Allow()
+
+
+class Hooked(Limit):
+    @hookimpl
+    def post_validate(self) -> Any:
+        return Allow()
+
+
+class Heir(Limit):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Limit, Slotted, Hooked, Heir])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(50, 100), ("a", "b"), ([1, {"a": 2}], [1, {"a": 3}]), (re.compile("a"), re.compile("b"))],
+)
+def test_what_an_instance_was_given_counts_among_its_settings(
+    kind: Any, one: Any, other: Any
+) -> None:
+    first, second = (Policy([kind(given)]).identities[0] for given in (one, other))
+    assert first.settings != second.settings
+    assert first == Policy([kind(one)]).identities[0]
+
+
+def test_the_instance_of_a_bound_method_counts() -> None:
+    one, other = (Policy([Limit(most).method]).identities[0] for most in (50, 100))
+    assert one.code != other.code
+
+
+def test_a_setting_that_cannot_be_digested_marks_the_code_as_partial() -> None:
+    identity = Policy([Length(max=5)]).identities[0]
+    assert not identity.code_partial
+    assert of_state(Limit(object())) == (of_state(Limit(object()))[0], True)  # type: ignore[index]
+    assert of_state(Limit(1))[1] is False  # type: ignore[index]
+    assert of_state(len) is of_state(Limit) is of_state(Limit(1).method) is None
+
+
+def test_constants_of_a_class_count() -> None:
+    def plugin(most: int) -> Any:
+        return compiled(f"class f:\n    most = {most}\n    def pre_filter(self): pass\n")()
+
+    assert of_plugin(plugin(1)).code == of_plugin(plugin(1)).code != of_plugin(plugin(2)).code
+
+
+def test_a_replay_with_another_limit_is_refused(tmp_path: Path) -> None:
+    with Guard(lambda _: "fine", [Hooked(100)], tmp_path) as guard:
+        call = guard.chat("hello").call_id
+    with Guard(lambda _: "fine", [Hooked(100)], tmp_path) as guard:
+        assert guard.replay(call).status == "verified"
+    with Guard(lambda _: "fine", [Hooked(50)], tmp_path) as guard:
+        replayed = guard.replay(call)
+    assert replayed.status == "refused"
+    assert "its settings differs" in str(replayed.reason)

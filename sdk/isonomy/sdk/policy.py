@@ -184,6 +184,11 @@ class Policy:
             source = provenance.of_function(check.plugin)
         else:
             source = provenance.of_plugin(check.plugin)
+        settings, partial = sha256(canonical(check.settings)), source.partial
+        if not isinstance(check.plugin, msgspec.Struct):
+            state = provenance.of_state(check.plugin)
+            if state is not None:
+                settings, partial = state[0], partial or state[1]
         return CheckIdentity(
             id=check.id,
             use=check.use,
@@ -191,9 +196,9 @@ class Policy:
             package=source.package,
             version=source.version,
             order=order,
-            settings=sha256(canonical(check.settings)),
+            settings=settings,
             code=source.code,
-            code_partial=source.partial,
+            code_partial=partial,
             kind="plugin" if check.named else "callable",
         )
 

@@ -2,13 +2,15 @@
 
 For a plugin class: every ``.py`` file of the package that its module belongs to, with the versions
 of the distribution's direct dependencies. For a function: its compiled code (names, constants,
-nested code), defaults and closure. Where something can't be digested (a closure over an arbitrary
-object, a builtin), the digest is marked partial. It identifies; it does not authenticate: who can
-change the code can also change what it reports.
+nested code), defaults and closure. What an instance that is no struct was given (its attributes)
+counts among its settings. Where something can't be digested (a closure over an arbitrary object, a
+builtin), the digest is marked partial. It identifies; it does not authenticate: who can change the
+code can also change what it reports.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -16,8 +18,11 @@ import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 
@@ -108,14 +113,81 @@ def of_plugin(plugin: object) -> Provenance:
 
 
 def _code_of_namespace(cls: Any) -> tuple[str, bool]:
-    """Digest the functions of a class that lives in the application (a script, a notebook)."""
+    """Digest functions and constants of a class (and of the application's classes above it).
+
+    Or of a module, that lives in the application (a script, a notebook).
+    """
     hasher = hashlib.sha256()
-    for name, member in sorted(vars(cls).items()):
-        if isinstance(member, types.FunctionType):
-            hasher.update(name.encode())
-            for piece, _ in _pieces(member, ()):
-                hasher.update(piece)
+    for namespace in (cls, *_application_bases(cls)):
+        for name, member in sorted(vars(namespace).items()):
+            for part in _parts_of_member(name, member):
+                hasher.update(name.encode())
+                for piece, _ in _pieces(part, ()):
+                    hasher.update(piece)
     return _finish(hasher), True
+
+
+def _application_bases(cls: Any) -> list[type]:
+    if isinstance(cls, types.ModuleType):
+        return []
+    modules = ((base, base.__module__.partition(".")[0]) for base in cls.__mro__[1:])
+    return [
+        base
+        for base, module in modules
+        if module not in sys.stdlib_module_names or module == "__main__"
+        if _distribution_of(module) is None
+    ]
+
+
+def _parts_of_member(name: str, member: Any) -> list[Any]:
+    """Return the functions and constants that a member of a class or module stands for."""
+    if isinstance(member, staticmethod | classmethod):
+        return [member.__func__]
+    if isinstance(member, property):
+        return [accessor for accessor in (member.fget, member.fset) if accessor is not None]
+    if isinstance(member, types.FunctionType):
+        return [member]
+    constant = isinstance(member, _PLAIN | tuple | list | dict | set | frozenset | re.Pattern)
+    return [member] if constant and not name.startswith("__") else []
+
+
+def of_state(plugin: object) -> tuple[str, bool] | None:
+    """Return the digest of an instance's own attributes, and whether it is partial.
+
+    `None` for what has none of its own: functions, classes, modules, instances without attributes.
+    """
+    if isinstance(plugin, (type, types.ModuleType, types.MethodType, *_FUNCTIONS)):
+        return None
+    state = _state(plugin)
+    if not state:
+        return None
+    hasher = hashlib.sha256()
+    partial = False
+    for piece, exact in _pieces(state, (id(plugin),)):
+        hasher.update(len(piece).to_bytes(8, "little"))
+        hasher.update(piece)
+        partial = partial or not exact
+    return _finish(hasher), partial
+
+
+def _state(instance: object) -> dict[str, Any]:
+    """Return an instance's attributes, those in slots included."""
+    state: dict[str, Any] = {}
+    for cls in type(instance).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            found = vars(cls).get(_mangled(name, cls))
+            if isinstance(found, types.MemberDescriptorType):
+                with suppress(AttributeError):  # not set
+                    state[name] = found.__get__(instance)
+    with suppress(AttributeError):
+        state.update(object.__getattribute__(instance, "__dict__"))
+    return state
+
+
+def _mangled(name: str, cls: type) -> str:
+    private = name.startswith("__") and not name.endswith("__")
+    return f"_{cls.__name__.lstrip('_')}{name}" if private else name
 
 
 def of_function(function: Callable[..., Any]) -> Provenance:
@@ -132,6 +204,8 @@ def of_function(function: Callable[..., Any]) -> Provenance:
     return Provenance(distribution, version, _finish(hasher), partial)
 
 
+_WRITTEN_WHOLE = (date, datetime, time, timedelta, Decimal, PurePath)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, functools.partial)
 _PLAIN = bool | int | float | complex | str | bytes | None | types.EllipsisType
 
 
@@ -172,6 +246,8 @@ def _pieces(value: Any, within: tuple[int, ...]) -> Iterator[tuple[bytes, bool]]
     elif isinstance(value, types.MethodType):
         yield from _pieces(value.__func__, within)
         yield b"bound", False
+        if not isinstance(value.__self__, type):
+            yield from _pieces(_state(value.__self__), (*within, id(value.__self__)))
     elif isinstance(value, functools.partial):
         yield b"partial", True
         yield from _pieces((value.func, value.args, value.keywords), within)
@@ -189,9 +265,18 @@ def _pieces(value: Any, within: tuple[int, ...]) -> Iterator[tuple[bytes, bool]]
         for key in sorted(value, key=repr):
             yield from _pieces(key, within)
             yield from _pieces(value[key], within)
-    elif callable(value) and inspect.isfunction(vars(type(value)).get("__call__")):
+    elif isinstance(value, re.Pattern):
+        yield b"pattern", True
+        yield from _pieces((value.pattern, value.flags), within)
+    elif isinstance(value, _WRITTEN_WHOLE):
+        yield f"{type(value).__name__}:{value!r}".encode("utf-8", "backslashreplace"), True
+    elif callable(value) and inspect.isfunction(getattr(type(value), "__call__", None)):  # noqa: B004
         yield from _pieces(type(value).__call__, within)
         yield b"instance", False
+        yield from _pieces(_state(value), within)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield f"dataclass:{type(value).__qualname__}".encode(), True
+        yield from _pieces(_state(value), within)
     else:
         named = value if hasattr(value, "__qualname__") else type(value)
         module = getattr(named, "__module__", "builtins")

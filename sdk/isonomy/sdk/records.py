@@ -35,8 +35,10 @@ SCHEMA_VERSION = 1
 class CheckIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """Which code judged, and how it was set.
 
-    `use` is the registered name (``pii``) or the qualified name of a callable; `code` the digest of
-    the plugin's code, and `code_partial` true where not everything that it runs could be digested.
+    `use` is the registered name (``pii``) or the qualified name of a callable; `settings` the
+    digest of the plugin's settings (of an instance's attributes, where it is no struct); `code` the
+    digest of its code, and `code_partial` true where not everything that it runs or was given could
+    be digested.
     It identifies; it does not authenticate.
     """
 
