@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from tests.sdk.world import Memory, Scripted, of_type
 
+from isonomy.backends.local import defaults as local
 from isonomy.sdk import ConfigError, Guard, LogError, PluginError, Policy, Sampling, Text
 from isonomy.sdk.config import load, open_backend
 from isonomy.sdk.registry import Registry
@@ -259,9 +261,14 @@ ERRORS: list[tuple[str, str | None, str]] = [
      "Did you mean 'temperature'?"),
     (POLICY + "[backend]\nuse = 'parrot:x'\ntemperature = 'hot'", "backend.temperature",
      "Expected `float"),
-    (POLICY + "[backend]\nuse = 'parrot:x'\ntemperature = nan", "backend",
+    (POLICY + "[backend]\nuse = 'parrot:x'\ntemperature = nan", "backend.temperature",
      "sampling.temperature must be a finite number"),
-    (POLICY + "[backend]\nuse = 'parrot:x'\nseed = -1", "backend", "sampling.seed must be from 0"),
+    (POLICY + "[backend]\nuse = 'parrot:x'\nseed = -1", "backend.seed",
+     "sampling.seed must be from 0"),
+    (POLICY + "[backend]\nuse = 'parrot:x'\nstop = ['']", "backend.stop",
+     "sampling.stop must hold non-empty strings"),
+    (POLICY + "[backend]\nuse = 'parrot:x'\n[log]\npath = \"a\\u0000b\"", "log.path",
+     "a path can't hold a NUL character"),
     (POLICY + "[backend]\nuse = 'parrot:x'\ncandidate = 1", "backend.candidate", "unknown key"),
 ]  # fmt: skip
 
@@ -293,6 +300,57 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="can't be read: Is a directory"):
         load(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="is not a file but a pipe or a device"):
+        load(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("depth", [200, 5_000])
+def test_what_is_nested_too_deeply_is_refused(tmp_path: Path, depth: int) -> None:
+    file = tmp_path / "deep.toml"
+    file.write_text(f"policy = {'[' * depth}{']' * depth}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert caught.value.file == str(file)
+
+
+def test_a_nul_character_is_in_no_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="null"):
+        load("a\0b")
+    backend = Scripted()
+    with pytest.raises(LogError, match="can't hold a NUL character"):
+        Guard(backend, [], "a\0b")
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "said"),
+    [
+        ("max_tokens = 0", "backend.max_tokens", "1 to 2147483647"),
+        ("max_tokens = 2147483648", "backend.max_tokens", "1 to 2147483647"),
+        ("top_k = -1", "backend.top_k", "0 to 2147483647"),
+        ("top_p = 1.5", "backend.top_p", "at most 1"),
+    ],
+)
+def test_what_the_backend_can_not_use_is_named_with_its_key(
+    tmp_path: Path, line: str, key: str, said: str
+) -> None:
+    class Strict(Scripted):
+        def resolve(self, sampling: Sampling) -> Sampling:
+            local.check(sampling)
+            return sampling
+
+    file = tmp_path / "isonomy.toml"
+    file.write_text(f"[log]\npath = 'audit'\n[backend]\nuse = 'local:demo'\n{line}\n")
+    backend = Strict()
+    with pytest.raises(ConfigError, match=said) as caught:
+        Guard.from_file(file, backend=backend)
+    assert (caught.value.file, caught.value.key) == (str(file), key)
+    assert backend.closed == 0
+    assert not (tmp_path / "audit").exists()
 
 
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:

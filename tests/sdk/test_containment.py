@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tests.sdk.world import Memory, Scripted, events_in, in_three_ways, of_type, run
 
+from isonomy.replay import ReplayLog
 from isonomy.sdk import (
     Allow,
     BackendError,
@@ -243,6 +244,28 @@ def test_a_backend_that_exits_is_a_backend_error(error: BaseException, is_async:
 
 
 # Replays of what failed.
+
+
+def test_a_recorded_failure_stands_in_for_the_model_and_is_counted(tmp_path: Path) -> None:
+    def asleep(messages: Any) -> str:
+        raise ValueError("asleep")
+
+    def asking(ctx: Any) -> Any:
+        try:
+            return Flag(ctx.generate("x").text)
+        except BackendError:
+            return Allow()
+
+    with Guard(asleep, [Acting(asking, late=False)], tmp_path) as guard:
+        with pytest.raises(BackendError):
+            guard.chat("hello")
+        with ReplayLog(tmp_path) as log:
+            (call,) = [row[0] for row in log.sql("select call_id from calls").fetchall()]
+        replayed = guard.replay(call)
+    assert (replayed.status, replayed.generations, replayed.stand_ins) == ("verified", 0, 2)
+    assert replayed.sentence().endswith(
+        "; 2 recorded failures stood in for the model, which can't be asked again"
+    )
 
 
 def again(tmp_path: Path, act: Any, **options: Any) -> Any:

@@ -83,6 +83,8 @@ def test_an_unknown_name_is_refused_with_the_nearest() -> None:
     [
         ("import no_such_thing", "can't be imported: ModuleNotFoundError"),
         ("raise RuntimeError('at import')", "can't be imported: RuntimeError: at import"),
+        ("import sys; sys.exit('bye')", "can't be imported: SystemExit: bye"),
+        (registering("checks", "__import__('sys').exit(1)"), "raised SystemExit"),
         (registering("checks", "None"), "must return a dictionary.*not NoneType"),
         (registering("checks", "1 / 0"), "raised ZeroDivisionError"),
         (registering("checks", "{'length': len}"), "registers the check 'length', which is taken"),

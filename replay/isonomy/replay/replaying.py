@@ -41,8 +41,8 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """What a replay came to.
 
     `events` were compared, among them `generations`, of which `reexecuted` were generated anew, bit
-    for bit, over `steps` token steps; the others are recorded answers that stood in for a model
-    that can't be asked again (`stand_ins`). `difference` is the first difference of a diverged
+    for bit, over `steps` token steps; `stand_ins` are the recorded answers and failures that stood
+    in for a model that can't be asked again. `difference` is the first difference of a diverged
     replay, `reason` why a replay was refused or stopped.
     """
 
@@ -73,8 +73,10 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
             told += f"; {_plural(self.reexecuted, 'generation')} re-executed"
             told += f", {_plural(self.steps, 'token step')} bit for bit"
         if self.stand_ins:
-            told += f"; {_plural(self.stand_ins, 'recorded answer')} stood in for the model"
-            told += ", which can't be asked again"
+            answers = self.generations - self.reexecuted
+            counted = ((answers, "recorded answer"), (self.stand_ins - answers, "recorded failure"))
+            said = " and ".join(_plural(count, noun) for count, noun in counted if count)
+            told += f"; {said} stood in for the model, which can't be asked again"
         return told
 
 
@@ -326,12 +328,13 @@ def _perform(
 
 def _count(replayed: Sequence[Event], backend: Backend | None) -> dict[str, Any]:
     generated = [event for event in replayed if isinstance(event, Generated)]
+    failed = sum(isinstance(event, BackendFailed) for event in replayed)
     traces = [event.generation.tokens for event in generated]
     return {
         "events": len(replayed),
         "generations": len(generated),
         "reexecuted": len(generated) if backend is not None else 0,
-        "stand_ins": 0 if backend is not None else len(generated),
+        "stand_ins": 0 if backend is not None else len(generated) + failed,
         "steps": sum(len(trace.ids) for trace in traces if trace) if backend is not None else 0,
     }
 

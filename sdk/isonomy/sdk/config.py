@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import stat
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +76,45 @@ def load(file: str | Path) -> Configuration:
     path = Path(file)
     name = str(file)
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+            raise ConfigError("is not a file but a pipe or a device. Pass a file.", file=name)
         tables = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _unreadable(error, name) from None
+    except RecursionError:
+        raise ConfigError(
+            "is nested too deeply. Flatten its lists and tables.", file=name
+        ) from None
     except OSError as error:
         raise ConfigError(f"can't be read: {error.strerror}. Check the path.", file=name) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"is not UTF-8 text (byte {error.start}).", file=name) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"is not valid TOML: {error}.", file=name) from None
     whole = decode(tables, _File, file=name, key="")
     policy = Policy.from_table(whole.policy, file=name)
     spec, options, sampling = _split_backend(whole.backend, policy.registry, name)
     log = str(path.parent / whole.log.path) if whole.log else None
+    if log is not None and "\0" in log:
+        raise ConfigError("a path can't hold a NUL character.", file=name, key="log.path")
     return Configuration(
         file=name, backend=spec, options=options, sampling=sampling, log=log, policy=policy
     )
+
+
+def _unreadable(error: ValueError, file: str) -> ConfigError:
+    """Return what is wrong with a file: its text, its TOML, or (a NUL character) its name."""
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"is not UTF-8 text (byte {error.start}).", file=file)
+    if isinstance(error, tomllib.TOMLDecodeError):
+        return ConfigError(f"is not valid TOML: {error}.", file=file)
+    return ConfigError(f"can't be read: {error}. Check the path.", file=repr(file))
+
+
+def refused_key(sampling: Sampling, validate: Callable[[Sampling], Any]) -> str:
+    """Return the key of the ``[backend]`` table whose value `validate` refuses."""
+    for name in msgspec.structs.asdict(sampling):
+        try:
+            validate(Sampling(**{name: getattr(sampling, name)}))
+        except InputError:
+            return f"backend.{name}"
+    return "backend"
 
 
 def _split_backend(
@@ -127,10 +154,11 @@ def _split_backend(
                 file=file,
                 key=f"backend.{key}",
             )
+    drawing = decode(sampling, Sampling, file=file, key="backend")
     try:
-        return spec, options, checked(decode(sampling, Sampling, file=file, key="backend"))
+        return spec, options, checked(drawing)
     except InputError as error:
-        raise ConfigError(str(error), file=file, key="backend") from None
+        raise ConfigError(str(error), file=file, key=refused_key(drawing, checked)) from None
 
 
 def _is_data(annotation: object) -> bool:

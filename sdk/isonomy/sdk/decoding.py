@@ -35,6 +35,10 @@ def decode(table: Any, type: type[T], *, file: str | None, key: str, also: Itera
     _refuse_unknown(table, type, file=file, key=key, also=tuple(also))
     try:
         return msgspec.convert(table, type)
+    except RecursionError:
+        raise ConfigError(
+            "is nested too deeply. Flatten its lists and tables.", file=file, key=key or None
+        ) from None
     except msgspec.ValidationError as error:
         message, where = _place(str(error))
         wrong = re.fullmatch(r"Invalid enum value '(.*)'", message)

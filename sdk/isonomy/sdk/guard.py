@@ -16,7 +16,7 @@ import msgspec
 
 from . import config
 from .asking import Blocking, OnLoop, Waiting, drive
-from .errors import ConfigError, InputError
+from .errors import ConfigError, InputError, LogError
 from .generation import Backend, Request, Sampling
 from .log import Log
 from .performing import Performance, Reply, perform
@@ -116,7 +116,8 @@ class Guard:
         """Build a guard from a configuration that was loaded before; arguments win over it.
 
         Raises:
-            ConfigError: neither the file nor `backend` names a backend.
+            ConfigError: neither the file nor `backend` names a backend, or the backend can't use a
+                value of the file's.
         """
         chosen = backend if backend is not None else settings.backend
         if chosen is None:
@@ -125,14 +126,21 @@ class Guard:
                 file=settings.file,
                 key="backend",
             )
-        return cls(
-            chosen,
-            settings.policy,
-            log if log is not None else settings.log,
-            sampling=settings.sampling,
-            secrets=secrets,
-            options=settings.options if chosen == settings.backend else {},
-        )
+        options = settings.options if chosen == settings.backend else {}
+        opened = _open_backend(chosen, settings.policy.registry, options)
+        try:
+            _require_drawable(settings, opened)
+            return cls(
+                opened,
+                settings.policy,
+                log if log is not None else settings.log,
+                sampling=settings.sampling,
+                secrets=secrets,
+            )
+        except BaseException:
+            if opened is not backend:
+                opened.close()
+            raise
 
     def chat(
         self,
@@ -276,6 +284,18 @@ def _open_backend(
     )
 
 
+def _require_drawable(settings: config.Configuration, backend: Backend) -> None:
+    """Raise `ConfigError` naming the key of a value that the backend can't draw tokens by."""
+    try:
+        backend.resolve(settings.sampling)
+    except InputError as error:
+        key = config.refused_key(settings.sampling, backend.resolve)
+        raise ConfigError(str(error), file=settings.file, key=key) from None
+
+
 def _open_log(log: str | os.PathLike[str]) -> Log:
-    opened: Log = Registry().find("log", "directory")(os.fspath(log))
+    path = os.fspath(log)
+    if "\0" in path:
+        raise LogError(f"a path can't hold a NUL character: {path!r}.", path=path)
+    opened: Log = Registry().find("log", "directory")(path)
     return opened

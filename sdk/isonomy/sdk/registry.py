@@ -90,7 +90,9 @@ class Registry:
     def _load(self, name: str) -> None:
         try:
             module = importlib.import_module(name)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit at import, too
             raise PluginError(
                 f"the plugin module {name!r} can't be imported: {type(error).__name__}: {error}. "
                 "Check the name, and that the package is installed in this environment.",
@@ -120,7 +122,9 @@ class Registry:
     def _said_by(impl: pluggy.HookImpl, hook: str) -> Mapping[str, Any]:
         try:
             said = impl.function()
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise PluginError(
                 f"{hook} of the plugin module {impl.plugin_name!r} raised "
                 f"{type(error).__name__}: {error}.",
@@ -166,9 +170,9 @@ class Registry:
             )
         try:
             return point.load()
-        except MissingExtra:
+        except (MissingExtra, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             raise PluginError(
                 f"the {kind} {name!r} ({point.value}) can't be imported: "
                 f"{type(error).__name__}: {error}.",

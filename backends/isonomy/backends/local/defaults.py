@@ -143,7 +143,8 @@ def read(folder: Path) -> tuple[GenerationConfig, bytes]:
         config = msgspec.convert(raw, GenerationConfig, strict=True)
         check(config.sampling(), "its value of")
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError, RecursionError, InputError) as error:
-        raise DamagedModel(path, f"can't be used: {error} Correct or remove the file.") from None
+        reason = str(error).rstrip(".")
+        raise DamagedModel(path, f"can't be used: {reason}. Correct or remove the file.") from None
     for key, value in raw.items():
         if key in _NEUTRAL:
             if value not in _NEUTRAL[key]:
@@ -188,8 +189,8 @@ def check(sampling: Sampling, what: str = "sampling") -> None:
             "a finite number above 0",
             _number(sampling.repetition_penalty, 0.0, open_=True),
         ),
-        ("top_k", "a whole number from 0 on (0: off)", _whole(sampling.top_k, 0, 31)),
-        ("max_tokens", "a whole number from 1 on", _whole(sampling.max_tokens, 1, 31)),
+        ("top_k", "a whole number from 0 to 2147483647 (0: off)", _whole(sampling.top_k, 0, 31)),
+        ("max_tokens", "a whole number from 1 to 2147483647", _whole(sampling.max_tokens, 1, 31)),
         ("seed", "an unsigned 64-bit number", _whole(sampling.seed, 0, 64)),
         ("candidate", "an unsigned 32-bit number", _whole(sampling.candidate, 0, 32)),
     )
