@@ -243,6 +243,18 @@ def test_a_backend_that_exits_is_a_backend_error(error: BaseException, is_async:
     assert [type(event) for event in events_in(log.only(Result))] == [BackendFailed]
 
 
+def test_an_async_function_that_exits_does_not_hold_up_the_next_call() -> None:
+    async def leaving(messages: Any) -> str:
+        sys.exit(1)
+
+    with Guard(leaving) as guard:
+        for _ in range(2):
+            with pytest.raises(BackendError, match="SystemExit"):
+                guard.chat("hello")
+            with pytest.raises(BackendError, match="SystemExit"):
+                run(guard.achat("hello"))
+
+
 # Replays of what failed.
 
 

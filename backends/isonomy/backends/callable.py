@@ -170,7 +170,10 @@ def plain(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
 
 
 async def _wait(answer: Awaitable[Any]) -> Any:
-    return await answer
+    try:
+        return await answer
+    except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and later calls hang
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def _is_async(function: Any) -> bool:
