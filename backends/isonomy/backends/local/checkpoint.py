@@ -94,7 +94,9 @@ def load(
         if expect is not None:  # the likelier story, and the one with both digests
             _verify(folder, expect, _complete(artefacts, found.digest()))
         raise DamagedModel(
-            folder, f"{error} The weights are damaged or of another model."
+            folder,
+            f"{str(error).rstrip('.')}. The weights are damaged or of another model: fetch the "
+            "checkpoint again.",
         ) from error
     artefacts = _complete(artefacts, found.digest())
     if expect is not None:

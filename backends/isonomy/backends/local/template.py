@@ -72,9 +72,16 @@ class ChatTemplate:
             raise self._refused(error) from None
 
     def _refused(self, error: Exception) -> InputError:
+        reason = str(error).rstrip(".")
+        if type(error) is self._jinja.TemplateError:  # its author's own words: raise_exception
+            return InputError(
+                f"{self._path}: the chat template refuses these messages: {reason}. Change the "
+                "roles or their order to what the template expects."
+            )
         return InputError(
-            f"{self._path}: the chat template refuses these messages: {error}. Change the roles or "
-            "their order to what the template expects."
+            f"{self._path}: the chat template itself fails on these messages "
+            f"({type(error).__name__}: {reason}). Correct the template, or pass another one with "
+            "chat_template=."
         )
 
 
