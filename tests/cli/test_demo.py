@@ -21,7 +21,9 @@ def test_demo(log: Path) -> None:
     assert said.out.count("bit for bit") == 6
     assert "flipped one bit of journal.sqlite" in said.out
     assert "intact: 12 records" in said.out
-    assert "DAMAGED" in said.out
+    assert "    DAMAGED" in said.out
+    assert said.out.count("The end is unproven") == 1
+    assert "stored once a conversation" in said.out
     assert said.out.index("intact") < said.out.index("DAMAGED")
     kept = log.parent / "kept" / "log"
     assert run_apart("verify", "--log", kept).status == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,13 @@ def filled(log: Path) -> Path:
         (["replay", "x", "--all"], ["name one CALL, or pass --all"]),
         (["vrify"], ["no command 'vrify'", "Did you mean 'verify'?"]),
         (["demo", "--keep", "."], ["exists already"]),
+        (["chat", "hi", "--backend", ""], ["--backend", "it is empty", "isonomy chat --help"]),
+        (["chat", "hi", "--config", ""], ["--config", "it is empty"]),
+        (["chat", "hi", "--log", ""], ["--log", "it is empty"]),
+        (["log", "--log", ""], ["--log", "it is empty"]),
+        (["explain", ""], ["CALL", "it is empty"]),
+        (["replay", ""], ["CALL", "it is empty"]),
+        (["chat", "hi", "--log", "\udcff"], ["--log", "not valid UTF-8"]),
         (["plugins", "--plugins", "no.such.module"], ["'no.such.module' can't be imported"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -78,6 +87,10 @@ def test_bad_arguments(run: Run, log: Path, arguments: list[str], words: list[st
         ("select * from '/etc/passwd'", ["/etc/passwd"]),
         ("select cast('x' as integer)", ["Could not convert"]),
         ("select error('\x1b[31m')", ["\\x1b[31m"]),
+        ("select nothing from calls", ["QueryFailed: the query failed: "]),
+        ("select " + "abs(" * 600 + "1" + ")" * 600, ["isonomy: "]),
+        ("select " + "1+" * 900 + "1", ["QueryRefused", "nested too deeply"]),
+        ("select \udcff", ["QueryRefused", "not valid Unicode"]),
     ],
 )
 def test_bad_queries(run: Run, filled: Path, query: str, words: list[str]) -> None:
@@ -195,3 +208,81 @@ def test_a_reader_that_goes_away(filled: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_an_unexpected_error(run: Run, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a traceback, never 1, which means "damaged" here; but there is a way to see it."""
+    import isonomy.replay as replay
+
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("what nobody thought of\x1b")
+
+    monkeypatch.setattr(replay.ReplayLog, "verify", broken)
+    one_line(run("verify", "--log", filled), "KeyError: 'what nobody", "ISONOMY_TRACEBACK=1")
+    monkeypatch.setenv("ISONOMY_TRACEBACK", "1")
+    said = run("verify", "--log", filled)
+    assert said.status == 2
+    assert "Traceback" in said.err
+
+
+def test_bytes_in_the_arguments_that_are_no_text(filled: Path) -> None:
+    """As the shell hands them over."""
+    for arguments in ([b"sql", b"select \xff"], [b"log", b"--log", b"\xff"], [b"explain", b"\xff"]):
+        done = subprocess.run([ISONOMY, *arguments], capture_output=True, check=False)
+        one_line(Said(done.returncode, "", done.stderr.decode()), "isonomy: ")
+    assert [path.name for path in filled.parent.iterdir()] == [filled.name]
+
+
+def test_an_interrupted_query_stops(filled: Path) -> None:
+    query = (
+        "select count(*) from range(1000000000) a, range(1000) b where a.range * b.range % 7 = 3"
+    )
+    with subprocess.Popen(
+        [ISONOMY, "sql", query, "--log", filled], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        time.sleep(3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        try:
+            out, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err.split()) == (130, b"", [b"aborted"])
+
+
+def test_a_journal_that_was_emptied(run: Run, filled: Path) -> None:
+    for name in ("-wal", "-shm"):
+        (filled / f"journal.sqlite{name}").unlink(missing_ok=True)
+    (filled / "journal.sqlite").write_bytes(b"")
+    one_line(run("sql", "select 1", "--log", filled), "is empty, or not the journal of a log")
+    said = run("verify", "--log", filled)
+    assert said.status == 1
+    assert "empty" in said.out
+
+
+@pytest.mark.parametrize("name", ["message/0", "events", "output", "request"])
+def test_explain_shows_what_can_be_read(
+    run: Run, filled: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import msgspec
+
+    from isonomy.replay import ReplayLog, StoredCall
+
+    (call,) = ReplayLog(filled).calls()
+    broken = StoredCall(
+        call_id=call.call_id,
+        records=tuple(
+            msgspec.structs.replace(
+                record,
+                payloads={k: b'{"x' if k == name else v for k, v in record.payloads.items()},
+            )
+            for record in call.records
+        ),
+    )
+    monkeypatch.setattr(ReplayLog, "call", lambda *_: broken)
+    said = run("explain", call.call_id, "--log", filled)
+    assert said.status == 0
+    assert f"payload {name} can't be read" in said.out
+    assert said.out.endswith("verdict allow\n")
+    data = run("explain", call.call_id, "--log", filled, "--json").json
+    assert name in data["damage"][0]

@@ -13,6 +13,7 @@ from tests.cli.conftest import NASTY, Run, Said, run_apart
 from isonomy.sdk import Block, Guard, on_output
 
 CHAT = ("--seed", 5, "--temperature", 0.9, "--max-tokens", 8)
+UNJUDGED = "no policy: nothing judged this answer\n"
 CONFIG = """
 [backend]
 use = "{spec}"
@@ -35,7 +36,7 @@ def said(run: Run, log: Path, tiny: str) -> Said:
 
 
 def test_chat_json(said: Said, run: Run, log: Path, tiny: str) -> None:
-    assert (said.status, said.err) == (0, "")
+    assert (said.status, said.err) == (0, UNJUDGED)
     reply = said.json
     assert {"call_id", "text", "verdict", "usage"} <= set(reply)
     assert reply["verdict"] == "allow"
@@ -49,8 +50,8 @@ def test_chat_json(said: Said, run: Run, log: Path, tiny: str) -> None:
 def test_chat_plain(run: Run, log: Path, tiny: str) -> None:
     said = run("chat", "hello", "--backend", tiny, "--log", log, *CHAT)
     assert said.status == 0
-    assert said.err.startswith("[allow] call ")
-    assert said.err.count("\n") == 1
+    assert said.err.startswith(UNJUDGED + "[allow] call ")
+    assert said.err.count("\n") == 2
     call = run("explain", said.err.split()[-1], "--log", log, "--json").json
     assert call["output"]["text"] == call["output"]["content"][0]["text"]
 
@@ -81,6 +82,18 @@ def test_sql_json(said: Said, run: Run, log: Path) -> None:
         }
         or row["b"] == "1.5"
     )  # DuckDB reads 1.5 as a decimal
+
+
+def test_sql_json_is_strict_and_loses_nothing(said: Said, run: Run, log: Path) -> None:
+    query = "select 1 a, 2 a, 3 a_2, 4 a, 'inf'::double i, [-('inf'::float), 'nan'::float] l"
+    told = run("sql", query, "--log", log, "--json")
+    assert "NaN," not in told.out.replace('"NaN"', "")
+    assert told.json == [
+        {"a": 1, "a_3": 2, "a_2": 3, "a_4": 4, "i": "Infinity", "l": ["-Infinity", "NaN"]}
+    ]
+    told = run("sql", "select now() t, map {1: 'x'} m", "--log", log, "--json")
+    assert told.json[0]["m"] == {"1": "x"}
+    assert run("sql", "select now()", "--log", log).status == 0
 
 
 @pytest.mark.parametrize("view", ["calls", "events", "decisions", "generations", "tokens"])
@@ -176,7 +189,7 @@ def test_replay_diverged(run: Run, log: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_verify(said: Said, run: Run, log: Path) -> None:
     told = run("verify", "--log", log)
     assert (told.status, told.err) == (0, "")
-    assert told.out.startswith("intact: 2 records")
+    assert told.out.startswith("intact: 2 records, no audit.duckdb yet\n")
     told = run("verify", "--log", log, "--json")
     assert told.json["intact"] is True
     with sqlite3.connect(log / "journal.sqlite") as journal:
@@ -226,6 +239,7 @@ def test_the_configuration(run: Run, log: Path, tiny: str) -> None:
     file = ("--config", "isonomy.toml", "--json")
     assert run("chat", "hello", *file).json["usage"]["output_tokens"] == 3
     assert run("chat", "hello", "--max-tokens", 2, *file).json["usage"]["output_tokens"] == 2
+    assert run("chat", "hello", *file).err == ""
     blocked = run("chat", "x" * 21, *file).json
     assert (blocked["verdict"], blocked["text"], blocked["check"]) == ("block", "No.", "short")
     gone = run("chat", "hello", "--backend", "local:/gone", *file)

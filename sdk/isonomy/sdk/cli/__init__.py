@@ -2,7 +2,9 @@
 
 Results go to standard output, diagnostics (structlog) and errors to standard error. Output is rich
 on a terminal and plain when piped; ``--json`` gives one JSON value. Exit status 2 means that the
-command could not do its work, whatever else a command's statuses mean.
+command could not do its work, whatever else a command's statuses mean, and 130 that it was
+interrupted. Errors are one line, unexpected ones too; ISONOMY_TRACEBACK=1 shows where those came
+from.
 
 Commands import what they need when they run, so that ``isonomy --help`` answers at once.
 """
@@ -90,7 +92,7 @@ def cli() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; every expected error becomes one clear sentence and exit status 2."""
+    """Run the command line; every error becomes one clear sentence and exit status 2."""
     import logging
 
     from isonomy.sdk.errors import IsonomyError
@@ -106,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             standalone_mode=False,
         )
         sys.exit(status if isinstance(status, int) else 0)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         click.echo("aborted", err=True)
         sys.exit(130)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -125,6 +127,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # What is left in the buffer must not fail again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception as error:
+        if os.environ.get("ISONOMY_TRACEBACK"):
+            import traceback
+
+            traceback.print_exc()
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
+        _complain(
+            f"unexpected error: {what}. Please report it, with what ISONOMY_TRACEBACK=1 in the "
+            "environment adds."
+        )
+        sys.exit(2)
 
 
 def _complain(message: str) -> None:

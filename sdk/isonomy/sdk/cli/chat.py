@@ -5,13 +5,20 @@ from __future__ import annotations
 import click
 import msgspec
 
-from .output import json_option, log_directory, log_option, write_json
+from .output import json_option, log_directory, log_option, some, write_json
 
 
 @click.command("chat")
 @click.argument("text")
-@click.option("--backend", metavar="SPEC", help="local:demo, local:/path, openai:MODEL.")
-@click.option("--config", metavar="FILE", help="A configuration file with backend, log, policy.")
+@click.option(
+    "--backend", metavar="SPEC", callback=some, help="local:demo, local:/path, openai:MODEL."
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    callback=some,
+    help="A configuration file with backend, log, policy.",
+)
 @log_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the sampling.")
 @click.option(
@@ -54,6 +61,9 @@ def chat_command(
         )
     with guard:
         reply = guard.chat(text, sampling=sampling)
+        judged = bool(guard.policy.checks)
+    if not judged:
+        click.echo("no policy: nothing judged this answer", err=True)
     if as_json:
         write_json(
             {

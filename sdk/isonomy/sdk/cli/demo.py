@@ -165,12 +165,14 @@ def _tamper(log: Path, copy: Path, calls: list[StoredCall]) -> None:
     text = (output.text or "").encode()
     file, place = _find(copy, text)
     _flip(file, place)
-    click.echo(f"    flipped one bit of {file.name}, byte {place}, inside an answer's text\n")
+    click.echo(f"    flipped one bit of {file.name}, byte {place}, inside an answer's text")
+    click.echo("    (a text is stored once a conversation: the next call, which has it in its")
+    click.echo("    history, shares these bytes and is damaged too)\n")
     for name, directory in (("the log", log), ("the altered copy", copy)):
         with _busy("verifying"), ReplayLog(directory) as replay_log:
             report = replay_log.verify()
         click.secho(f"  {name}", bold=True)
-        write_report(report)
+        write_report(report, indent="    ", notes=directory == copy)
         if report.intact != (directory == log):
             raise click.ClickException("the alteration was not found; please report this.")
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .output import json_option, log_directory, log_option, write_json
+from .output import json_option, log_directory, log_option, some, write_json
 
 if TYPE_CHECKING:
     from isonomy.replay import StoredCall
+    from isonomy.replay.stored import StoredRecord
     from isonomy.sdk.events import Event
+
+_T = TypeVar("_T")
 
 
 @click.command("explain")
-@click.argument("call")
+@click.argument("call", callback=some)
 @log_option
 @json_option
 def explain_command(call: str, log: str | None, as_json: bool) -> None:
@@ -31,14 +34,53 @@ def explain_command(call: str, log: str | None, as_json: bool) -> None:
         click.echo(printable(line))
 
 
+class Contents:
+    """What of a call's payloads can be read, and what can't."""
+
+    def __init__(self, stored: StoredCall) -> None:
+        from isonomy.sdk.events import Event
+        from isonomy.sdk.records import Output, RequestContent
+        from isonomy.sdk.vocabulary import Message
+
+        self.damage = list(stored.damage)
+        self.messages: dict[int, Message] = {}
+        events: list[Event] = []
+        for record in stored.records:
+            for name in record.payloads:
+                number = name.removeprefix("message/")
+                if number != name and number.isdecimal():
+                    message = self._read(record, name, Message)
+                    if message is not None:
+                        self.messages[int(number)] = message
+            events += self._read(record, "events", tuple[Event, ...]) or ()
+        self.events = tuple(events)
+        intent, result = stored.intent_record, stored.result_record
+        self.request = self._read(intent, "request", RequestContent)
+        self.output = self._read(result, "output", Output)
+
+    def _read(self, record: StoredRecord | None, name: str, type_: type[_T]) -> _T | None:
+        import msgspec
+
+        if record is None:
+            return None
+        try:
+            return record.decode(name, type_)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            problem = f"record {record.sequence}: payload {name} can't be read ({error})"
+            if problem not in self.damage:
+                self.damage.append(problem)
+            return None
+
+
 def as_data(stored: StoredCall) -> dict[str, Any]:
-    """Return the call as plain data."""
+    """Return the call as plain data; what can't be read is left out, and stands in `damage`."""
     import msgspec
 
+    contents = Contents(stored)
     return {
         "call_id": stored.call_id,
         "status": stored.status,
-        "damage": list(stored.damage),
+        "damage": contents.damage,
         "records": [
             {
                 "sequence": record.sequence,
@@ -49,25 +91,23 @@ def as_data(stored: StoredCall) -> dict[str, Any]:
         ],
         "messages": {
             str(number): msgspec.to_builtins(message)
-            for number, message in sorted(stored.messages.items())
+            for number, message in sorted(contents.messages.items())
         },
-        "events": [msgspec.to_builtins(event) for event in stored.events],
-        "output": msgspec.to_builtins(stored.output) if stored.output else None,
+        "events": [msgspec.to_builtins(event) for event in contents.events],
+        "output": msgspec.to_builtins(contents.output) if contents.output else None,
     }
 
 
 def timeline(stored: StoredCall) -> Iterator[str]:
     """Yield the lines of a call's story. They hold text of the log: escape them before printing."""
-    intent, result, output = stored.intent, stored.result, stored.output
+    contents = Contents(stored)
+    intent, result, output = stored.intent, stored.result, contents.output
     yield f"call {stored.call_id} ({stored.status})"
-    for problem in stored.damage:
+    for problem in contents.damage:
         yield f"  DAMAGED  {problem}"
     if intent is not None:
-        from datetime import UTC, datetime
-
-        started = datetime.fromtimestamp(intent.wall_ns / 1e9, UTC)
         where = f"on {intent.host}, process {intent.process}"
-        yield f"  when     {started:%Y-%m-%d %H:%M:%S.%f} UTC {where}"
+        yield f"  when     {_when(intent.wall_ns)} {where}"
         yield f"  session  {intent.session}" + (f", actor {intent.actor}" if intent.actor else "")
         yield f"  model    {intent.identity.spec} ({intent.identity.provider})"
         if "model" in intent.identity.artefacts:
@@ -75,15 +115,14 @@ def timeline(stored: StoredCall) -> Iterator[str]:
         yield f"  policy   {intent.policy_name} {intent.policy_digest}, {len(intent.checks)} checks"
         yield f"  sampling {_sampling(intent.sampling)}"
     yield "timeline"
-    table = stored.messages
-    request = stored.request
+    request = contents.request
     if request is not None:
         for number in request.messages:
-            yield f"  in   {table[number].role}: {_clip(table[number].text)}"
+            yield f"  in   {_message(contents, number)}"
         if request.admitted is not None and request.admitted != request.messages:
             for number in request.admitted:
-                yield f"  to model  {table[number].role}: {_clip(table[number].text)}"
-    for event in stored.events:
+                yield f"  to model  {_message(contents, number)}"
+    for event in contents.events:
         yield f"  {event.sequence:>3}  {_tell(event)}"
     if output is not None:
         if output.error:
@@ -96,6 +135,22 @@ def timeline(stored: StoredCall) -> Iterator[str]:
         yield f"verdict {result.verdict}{by}{why}"
     elif intent is not None:
         yield "no result: the process ended before the answer was released"
+
+
+def _when(wall_ns: int) -> str:
+    from datetime import UTC, datetime
+
+    try:
+        return f"{datetime.fromtimestamp(wall_ns / 1e9, UTC):%Y-%m-%d %H:%M:%S.%f} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"{wall_ns} ns, which is no time"
+
+
+def _message(contents: Contents, number: int) -> str:
+    message = contents.messages.get(number)
+    if message is None:
+        return f"message {number} can't be read"
+    return f"{message.role}: {_clip(message.text)}"
 
 
 def _sampling(sampling: Any) -> str:

@@ -7,6 +7,7 @@ so that terminal escapes, Rich markup and bidirectional controls in a log stay v
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,11 +20,26 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def some(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse a value that is there but empty, or that no file or record could hold."""
+    if value is None:
+        return None
+    if not value.strip():
+        raise click.BadParameter("it is empty.", context, parameter)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("it is not valid UTF-8 text.", context, parameter) from None
+    return value
+
+
 log_option = click.option(
     "--log",
     "log",
     metavar="DIR",
     default=None,
+    callback=some,
     help="The log's directory; else $ISONOMY_LOG, else ./isonomy-log.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
@@ -42,8 +58,44 @@ def console() -> Console:
 
 
 def write_json(value: Any) -> None:
-    """Print one JSON value, ASCII only, so that nothing in it can act on a terminal."""
-    click.echo(json.dumps(value, default=_plain, ensure_ascii=True))
+    """Print one JSON value, ASCII only, so that nothing in it can act on a terminal.
+
+    What JSON has no number for becomes a string: "NaN", "Infinity", "-Infinity".
+    """
+    try:
+        text = json.dumps(value, default=_plain, ensure_ascii=True, allow_nan=False)
+    except (ValueError, TypeError):  # such a number, or a key that is no string
+        text = json.dumps(_strict(value), ensure_ascii=True, allow_nan=False)
+    click.echo(text)
+
+
+def _strict(value: Any) -> Any:
+    """Return `value` with nothing in it that JSON lacks."""
+    if isinstance(value, dict):
+        return {_name(key): _strict(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value if value is None or isinstance(value, bool | int | float | str) else _plain(value)
+
+
+def _name(key: Any) -> str:
+    plain = _strict(key)
+    return plain if isinstance(plain, str) else json.dumps(plain)
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """Return the names, those that were there before with a number: a, a_2, a_3."""
+    given: dict[str, None] = {}
+    taken = set(names)
+    for name in names:
+        number, chosen = 1, name
+        while chosen in given or (number > 1 and chosen in taken):
+            number += 1
+            chosen = f"{name}_{number}"
+        given[chosen] = None
+    return list(given)
 
 
 def _plain(value: Any) -> Any:
@@ -122,7 +174,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value).hex()
     if isinstance(value, dict | list):
-        return json.dumps(value, default=_plain)
+        return json.dumps(_strict(value))
     if hasattr(value, "isoformat"):
         return str(value.isoformat(" ") if hasattr(value, "hour") else value.isoformat())
     return str(value)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from .output import json_option, log_directory, log_option, write_json
+from .output import json_option, log_directory, log_option, some, write_json
 
 
 @click.command("replay")
-@click.argument("call", required=False)
+@click.argument("call", required=False, callback=some)
 @click.option("--all", "every", is_flag=True, help="Replay every call of the log.")
 @click.option(
     "--plugins",

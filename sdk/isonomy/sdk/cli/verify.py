@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -48,13 +49,18 @@ def with_progress(replay_log: ReplayLog) -> Report:
         )
 
 
-def write_report(report: Report) -> None:
+def write_report(report: Report, *, indent: str = "", notes: bool = True) -> None:
     """Print what a verification found."""
     from isonomy.replay import printable
 
     for finding in report.findings:
-        click.echo(f"DAMAGED  {printable(str(finding))}")
+        click.echo(f"{indent}DAMAGED  {printable(str(finding))}")
     state = "intact" if report.intact else f"damaged: {len(report.findings)} findings"
-    click.echo(f"{state}: {report.records} records, {report.rows} rows of audit.duckdb compared")
-    for note in report.notes:
-        click.echo(f"note: {printable(note)}")
+    audit = (
+        f"{report.rows} rows of audit.duckdb compared"
+        if (Path(report.path) / "audit.duckdb").exists()
+        else "no audit.duckdb yet"
+    )
+    click.echo(f"{indent}{state}: {report.records} records, {audit}")
+    for note in report.notes if notes else ():
+        click.echo(f"{indent}note: {printable(note)}")
