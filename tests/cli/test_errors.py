@@ -158,8 +158,9 @@ def test_a_log_of_a_newer_schema(run: Run, filled: Path, tiny: str) -> None:
         ),
         ("[log]\npath = 3", ["log.path", "str"]),
         ("[", ["is not valid TOML"]),
+        ("x = " + "[" * 5000 + "]" * 5000, ["isonomy.toml: "]),
     ],
-    ids=["option", "table", "policy key", "check", "setting", "type", "syntax"],
+    ids=["option", "table", "policy key", "check", "setting", "type", "syntax", "depth"],
 )
 def test_a_typo_in_the_configuration(run: Run, log: Path, more: str, words: list[str]) -> None:
     Path("isonomy.toml").write_text(CONFIG.format(more=more))
