@@ -438,7 +438,10 @@ def test_a_model_that_failed(tmp_path: Path) -> None:
         with pytest.raises(BackendError, match="no route"):
             guard.chat("hello")
         call = calls.newest(tmp_path / "log")
-        assert guard.replay(call.call_id).sentence() == "verified: 4 events equal"
+        assert guard.replay(call.call_id).sentence() == (
+            "verified: 4 events equal; 1 recorded failure stood in for the model, which can't be "
+            "asked again"
+        )
     assert len(asked) == 1
 
 

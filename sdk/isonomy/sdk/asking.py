@@ -152,17 +152,16 @@ async def ask(
     try:
         is_async = _is_async(function)
         called = partial(function, **arguments)
-        future: Future[Any] = Future()
-        if is_async:
-            future = workers.spawn(_aheard(called(), read))
-        elif check.inline:
-            future.set_result(_heard(called, read, interruptible=True))
-        else:
-            future = workers.submit(lambda: _heard(called, read))
+        future: Future[Any] | None = None
         try:
-            answer: Any = (
-                future.result() if future.done() else await waiting.until_done(future, allowed)
-            )
+            if is_async:
+                future = workers.spawn(_aheard(called(), read))
+                answer = await waiting.until_done(future, allowed)
+            elif check.inline:
+                answer = _heard(called, read, interruptible=True)
+            else:
+                future = workers.submit(lambda: _heard(called, read))
+                answer = await waiting.until_done(future, allowed)
             if isinstance(answer, _Coroutine):  # of a wrapper
                 future = workers.spawn(_aheard(answer.coroutine, read))
                 left = allowed - (time.perf_counter_ns() - started) / 1e9
@@ -170,11 +169,12 @@ async def ask(
             return finish(answer)
         except _DeadlineMissed:
             context.close()
-            workers.abandon(future)
+            if future is not None:
+                workers.abandon(future)
             message = f"no answer within {allowed:g} s"
             return finish(Answer(None, "timeout", "TimeoutError", message))
         except BaseException:  # the caller was cancelled or interrupted, or the check raised
-            if not future.done():
+            if future is not None and not future.done():
                 context.close()
                 workers.abandon(future)
             raise

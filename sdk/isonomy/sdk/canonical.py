@@ -97,7 +97,11 @@ def own(value: T) -> T:
         return value
     copied: Any
     if isinstance(value, msgspec.Struct):
-        copied = kind(**{name: own(getattr(value, name)) for name in kind.__struct_fields__})
+        copied = copy.copy(value)
+        for name in kind.__struct_fields__:
+            held = getattr(value, name)
+            if type(held) not in _UNCHANGEABLE:
+                msgspec.structs.force_setattr(copied, name, own(held))  # nobody has seen it yet
     elif isinstance(value, tuple | list):
         copied = kind([own(item) for item in value])
     elif isinstance(value, dict):
