@@ -16,7 +16,10 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
+from types import CoroutineType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import msgspec
 
 from .checks import Check
 from .context import Context
@@ -110,7 +113,7 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a blocking pipeline suspended")  # pragma: no cover
 
 
-class Answer(NamedTuple):
+class Answer(msgspec.Struct, gc=False):
     """What came of a question.
 
     What was read from the check's answer, or a failure of one of three kinds with its type name and
@@ -147,7 +150,8 @@ async def ask(
 
     def finish(answer: Answer) -> Answer:
         context.close()
-        return answer._replace(duration_ns=time.perf_counter_ns() - started)
+        answer.duration_ns = time.perf_counter_ns() - started
+        return answer
 
     try:
         is_async = _is_async(function)
@@ -207,7 +211,7 @@ def _heard(
         return Answer(None, "error", *described(error))
     _end_if_forked(process)
     try:
-        if inspect.iscoroutine(returned):
+        if isinstance(returned, CoroutineType):
             return _Coroutine(returned)
         return Answer(read(returned))
     except BaseException as error:

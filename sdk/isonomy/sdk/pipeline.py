@@ -305,7 +305,7 @@ class Pipeline:
             try:
                 after = apply(verdict)
             except TypeError as error:  # our own: it does not fit here
-                answer = answer._replace(failure="invalid", error="TypeError", message=str(error))
+                answer.failure, answer.error, answer.message = "invalid", "TypeError", str(error)
         if answer.failure is not None:
             return self._failure(check, stage, question.target, before, answer), None
         part = judged_part(after, question.target) if isinstance(verdict, Replace) else None
