@@ -162,8 +162,8 @@ class Guard:
             actor: who asks.
             subject: whose data this is; the session unless given.
             tags: labels for the log.
-            documents: retrieved documents; they pass the `retrieved` checks and reach the model as
-                a system message.
+            documents: retrieved documents; they pass the `retrieved` checks and reach the model
+                before what the user asked last.
             sampling: for this call; fields that are `None` are taken from the guard's own.
 
         Raises:

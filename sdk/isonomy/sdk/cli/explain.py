@@ -179,7 +179,7 @@ def _tell(event: Event) -> str:
             what = f"{event.kind}, counts as {event.became}"
             return f"{place} {what}: {event.error}: {event.message}{took}"
         case events.Unjudged():
-            return f"{place} every check abstained on {event.target}: flagged"
+            return f"{place} no check judged {event.target}: flagged"
         case events.Effect():
             came = (
                 f"raised {event.error[0]}: {event.error[1]}" if event.error else f"{event.value!r}"
