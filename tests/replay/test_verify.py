@@ -25,7 +25,7 @@ EVERY_BYTE = os.environ.get("ISONOMY_TORTURE") == "1"
 
 SEED = 20_260
 """Which bytes and bits the samples take: always the same, so that a failure can be met again."""
-FLIPS = 400
+FLIPS = 1200
 """Bytes in a sample."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -89,9 +90,10 @@ def last_sequence(connection: sqlite3.Connection) -> int:
 def read(
     connection: sqlite3.Connection, after: int = FIRST, *, batch: int = 500
 ) -> Iterator[RawRecord]:
-    """Yield the records beyond `after` (else all of them), in sequence.
+    """Yield the records beyond `after` (else all of them), in strictly rising sequence.
 
-    Raises `sqlite3.Error` where pages are damaged.
+    Raises `sqlite3.Error` where pages are damaged, or hold rows out of order: SQLite would serve
+    those again and again to whoever asks for the next.
     """
     while True:
         found = connection.execute(
@@ -100,8 +102,16 @@ def read(
         ).fetchall()
         if not found:
             return
-        yield from read_range(connection, found[0][0], found[-1][0])
-        after = found[-1][0]
+        expected = [sequence for (sequence,) in found]
+        if any(later <= earlier for earlier, later in pairwise([after, *expected])):
+            raise sqlite3.DatabaseError("the table of records is out of order")
+        for raw in read_range(connection, expected[0], expected[-1]):
+            if raw.sequence <= after:
+                break
+            after = raw.sequence
+            yield raw
+        if after != expected[-1]:
+            raise sqlite3.DatabaseError("the table of records is out of order")
 
 
 def read_range(connection: sqlite3.Connection, first: int, last: int) -> Iterator[RawRecord]:

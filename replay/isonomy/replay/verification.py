@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import msgspec
 
@@ -267,14 +268,13 @@ class _JournalCheck:
     def batches(self) -> Iterator[list[checking.RawRecord]]:
         """Yield the records; where pages can't be read, whatever records can be read one by one."""
         after = checking.FIRST
+        records = checking.read(self.journal, batch=_BATCH)
         while True:
+            batch: list[checking.RawRecord] = []
             try:
-                batch: list[checking.RawRecord] = []
-                for raw in checking.read(self.journal, after, batch=_BATCH):
-                    batch.append(raw)
-                    if len(batch) == _BATCH:
-                        break
-            except database.FAILURES:
+                batch.extend(islice(records, _BATCH))
+            except database.FAILURES as error:
+                self.findings.append(_failed(error, self.directory))
                 yield from self.singly(after)
                 return
             if not batch:
