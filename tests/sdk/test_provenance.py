@@ -352,3 +352,21 @@ def test_a_replay_with_another_limit_is_refused(tmp_path: Path) -> None:
         replayed = guard.replay(call)
     assert replayed.status == "refused"
     assert "its settings differs" in str(replayed.reason)
+
+
+def test_packages_of_extras_count_only_where_a_plugin_names_them() -> None:
+    plain = provenance._dependencies("isonomy", frozenset())
+    named = provenance._dependencies("isonomy", frozenset(("phonenumbers",)))
+    assert any(line.startswith("msgspec==") for line in plain)
+    assert not any(line.startswith(("torch==", "phonenumbers==")) for line in plain)
+    assert [line.partition("==")[0] for line in named if line not in plain] == ["phonenumbers"]
+
+    class Telephones:
+        packages = ("phonenumbers",)
+
+    class Plain:
+        pass
+
+    for plugin in (Telephones, Plain):
+        plugin.__module__ = "isonomy.sdk.guard"  # stands for a plugin of the distribution
+    assert provenance.of_plugin(Telephones()).code != provenance.of_plugin(Plain()).code

@@ -65,18 +65,24 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 @cache
-def _dependencies(distribution: str) -> tuple[str, ...]:
+def _dependencies(distribution: str, extras: frozenset[str]) -> tuple[str, ...]:
+    """Return a distribution's direct dependencies with their versions, each ``name==version``.
+
+    Those of extras count only where `extras` names them: what else happens to be installed must not
+    change the digest.
+    """
     from importlib import metadata
 
     lines = []
     for requirement in metadata.requires(distribution) or ():
         name = re.split(r"[\s;\[<>=!~(]", requirement, maxsplit=1)[0]
-        lines.append(f"{name}=={version_of(name)}")
+        if "extra ==" not in requirement or name in extras:
+            lines.append(f"{name}=={version_of(name)}")
     return tuple(sorted(set(lines)))
 
 
 @cache
-def _package_digest(module_name: str) -> tuple[str, bool]:
+def _package_digest(module_name: str, extras: frozenset[str]) -> tuple[str, bool]:
     module = sys.modules.get(module_name)
     file = getattr(module, "__file__", None)
     if file is None:
@@ -92,7 +98,7 @@ def _package_digest(module_name: str) -> tuple[str, bool]:
         hasher.update(body)
     distribution = _distribution_of(module_name)
     if distribution is not None:
-        hasher.update("\n".join(_dependencies(distribution)).encode())
+        hasher.update("\n".join(_dependencies(distribution, extras)).encode())
     return _finish(hasher), distribution is None and in_package
 
 
@@ -108,7 +114,8 @@ def of_plugin(plugin: object) -> Provenance:
         cls = plugin if isinstance(plugin, types.ModuleType) else type(plugin)
         digest, partial = _code_of_namespace(cls)
         return Provenance(None, None, digest, partial)
-    digest, partial = _package_digest(name)
+    extras = frozenset(getattr(plugin, "packages", ()))
+    digest, partial = _package_digest(name, extras)
     return Provenance(distribution, version_of(distribution), digest, partial)
 
 

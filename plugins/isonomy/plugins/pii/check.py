@@ -45,6 +45,7 @@ _PACKAGES: dict[Kind, tuple[str, ...]] = {
     "card": ("stdnum",),
     "iban": ("stdnum",),
 }
+_DISTRIBUTIONS = {"phonenumbers": "phonenumbers", "stdnum": "python-stdnum"}
 _FEWEST_DIGITS: dict[Kind, int] = {"email": 0, "phone": 7, "card": 12, "iban": 4, "ip": 1}
 # Nothing can be found in a text without an at sign and without a digit.
 _TRIGGER = re2.compile(r"[@\x{FF20}\p{Nd}]")
@@ -81,6 +82,12 @@ class Pii(
     regions: tuple[str, ...] = ()
     key: str = ""
     limit: int = 2000
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The distributions of the extra `pii` that these kinds use; they count in its digest."""
+        used = {package for kind in self.kinds for package in _PACKAGES.get(kind, ())}
+        return tuple(sorted(_DISTRIBUTIONS[package] for package in used))
 
     def __post_init__(self) -> None:
         if not self.kinds:
