@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from isonomy.plugins import Length
-from isonomy.sdk import Allow, Guard, Policy, check, hookimpl
+from isonomy.sdk import Allow, Guard, Policy, check, hookimpl, provenance
 from isonomy.sdk.provenance import of_function, of_plugin, of_state, version_of
 
 
@@ -250,7 +250,6 @@ def test_settings_and_order_show_in_the_policy_s_digest() -> None:
 def test_a_package_s_digest_covers_every_file_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from isonomy.sdk import provenance
 
     package = tmp_path / "theirs"
     package.mkdir()
