@@ -160,7 +160,9 @@ class Guard:
                 ``role`` and ``content``.
             session: groups calls; made up unless given.
             actor: who asks.
-            subject: whose data this is; the session unless given.
+            subject: whose data this is; the session unless given. Session, actor, subject and tags
+                stand in the record itself, which outlives the erasure of content: use opaque ids,
+                not names or addresses.
             tags: labels for the log.
             documents: retrieved documents; they pass the `retrieved` checks and reach the model
                 before what the user asked last.
