@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import pathlib
 import random
 import re
-import sys
 
 import pytest
 from stdnum import luhn
 
+from demo_model import answers, elsewhere, evaluate, grammar, phrases, records, world
+
 ROOT = pathlib.Path(__file__).parents[2]
-FOLDER = ROOT / "backends/demo_model"
 SHIPPED = ROOT / "backends/isonomy/backends/local/demo"
 
-
-def _make_importable() -> None:
-    """Registers the folder as the package `demo_model`, leaving `sys.path` as it is."""
-    if "demo_model" in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(
-        "demo_model", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["demo_model"] = package
-    spec.loader.exec_module(package)
-
-
-_make_importable()
-
-from demo_model import answers, elsewhere, evaluate, grammar, phrases, records, world  # noqa: E402
 
 COUNT = 1500
 

@@ -26,6 +26,7 @@ from isonomy.sdk.errors import LogError
 
 from .directory import JOURNAL, LogDirectory
 from .errors import DamagedLog, LogUnwritable, NewerLog, NotALog
+from .hashing import SHARED_KEY
 
 SCHEMA: Final = 1
 """Version of the journal's tables; also in ``meta`` and in SQLite's user_version."""
@@ -182,7 +183,7 @@ def create(connection: sqlite3.Connection, log_id: str) -> None:
             "INSERT INTO meta VALUES (?, ?)",
             [("format", FORMAT), ("schema", str(SCHEMA)), ("log", log_id)],
         )
-        connection.execute("INSERT INTO subjects VALUES (?, NULL, zeroblob(32))", (SHARED_SUBJECT,))
+        connection.execute("INSERT INTO subjects VALUES (?, NULL, ?)", (SHARED_SUBJECT, SHARED_KEY))
         connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version={SCHEMA}")
         connection.execute("COMMIT")

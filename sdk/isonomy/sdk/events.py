@@ -132,9 +132,3 @@ class BackendFailed(_Event, frozen=True, tag="backend_failed"):
 Event = (
     Judged | Failed | Unjudged | Effect | Critiqued | Revised | Ranked | Generated | BackendFailed
 )
-
-NOT_COMPARED = ("duration_ns",)
-"""Fields of an event that replay does not compare.
-
-Of a `Generation` likewise attempts, timings, runtime and raw.
-"""

@@ -116,7 +116,6 @@ class Pipeline:
             messages = with_documents(messages, judgement.content)
         if (await self._stage("tool_result", messages, about_results, no_replacement)).blocked:
             return None
-
         judgement = await self._stage("pre_filter", messages, about_messages, new_messages)
         return None if judgement.blocked else judgement.content
 
@@ -216,7 +215,6 @@ class Pipeline:
     async def _validate(self, candidate: Candidate) -> Judgement:
         if self.standing.verdict == "block":  # a constitutional plugin failed closed
             return Judgement(candidate, blocked=True)
-
         return await self._stage("post_validate", candidate, about_answer, new_answer)
 
     async def _stage(
@@ -256,9 +254,7 @@ class Pipeline:
                     if isinstance(verdict, Replace):
                         content = after
                         changed = True
-                        for now in questions(check, content):
-                            if now.target == question.target:
-                                settled[key] = digest_of(now.seen)
+                        settled[key] = digest_of(judged_part(content, question.target))
                     elif isinstance(verdict, Block):
                         return Judgement(content, blocked=True)
                     elif isinstance(verdict, AskHuman):
