@@ -44,7 +44,7 @@ from isonomy.kernels.ops import (
     step_digests,
     tanh,
 )
-from isonomy.kernels.rotary import rope_frequencies, rope_tables
+from isonomy.kernels.rotary import rope_attention_factor, rope_frequencies, rope_tables
 from isonomy.kernels.sampling import (
     GREEDY,
     Sampled,
@@ -96,6 +96,7 @@ __all__ = [
     "philox4x32_10",
     "rms_norm",
     "rope",
+    "rope_attention_factor",
     "rope_frequencies",
     "rope_tables",
     "row_sum",
