@@ -8,8 +8,6 @@ at every position with our rope tables put into its graph.
 from __future__ import annotations
 
 import dataclasses
-import os
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,83 +15,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tests.backends.families import COVERED, LENGTH, SMALL, random_model, torch, transformers
 
 from isonomy.backends.local.checkpoint import Checkpoint, load
 from isonomy.backends.local.config import FAMILIES
 
 kernels = pytest.importorskip("isonomy.kernels")
-torch = pytest.importorskip("torch")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-LENGTH = 620
 BOUND = 1e-4
-SMALL: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 700,
-    "rms_norm_eps": 1e-5,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
-ALL_BIASES = {"attention_bias": True, "mlp_bias": True}
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {}),
-    "llama-tied-llama3": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
-    "llama-biases-linear": ("Llama", {**ALL_BIASES, "rope_parameters": LINEAR}),
-    "llama-gelu": ("Llama", {"hidden_act": "gelu", "head_dim": 24}),
-    "smollm": (
-        "Llama",
-        {
-            "hidden_size": 72,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2-windows": (
-        "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1},
-    ),
-    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
-    "qwen3-biases": (
-        "Qwen3",
-        {"head_dim": 16, "attention_bias": True, "hidden_act": "gelu_pytorch_tanh"},
-    ),
-    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 20}),
-    "mistral-window": ("Mistral", {"sliding_window": 96}),
-}
-
-
-def random_model(name: str, *, bf16: bool) -> Any:
-    """A model of transformers whose every parameter is random, biases and norms included."""
-    family, changes = CASES[name]
-    config = getattr(transformers, f"{family}Config")(**SMALL | changes)
-    config._attn_implementation = "eager"
-    generator = torch.Generator().manual_seed(len(name))
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.1 * noise if "norm" in key else 0.1 * noise)
-    return model.to(torch.bfloat16) if bf16 else model
 
 
 def save(model: Any, folder: Path, build: SimpleNamespace) -> Checkpoint:
@@ -126,7 +57,7 @@ def compare(ours: Any, theirs: Any, positions: slice) -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["f32", "bf16"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", COVERED)
 def test_logits(name: str, bf16: bool, tmp_path: Path, build: SimpleNamespace) -> None:
     torch.set_num_threads(1)
     model = random_model(name, bf16=bf16)
