@@ -242,15 +242,21 @@ class Guard:
             return None
         return Scribe(self.log, call, policy=self.policy, identity=self.backend.identity())
 
-    def replay(self, call_id: str) -> Replayed:
+    def replay(self, call_id: str, *, regenerate: bool = False, deep: bool = False) -> Replayed:
         """Replay a logged call in this process, with this guard's own checks, callables included.
+
+        Args:
+            call_id: its id, or the beginning of one.
+            regenerate: have the model answer token by token, instead of computing all tokens of the
+                recorded answer in one pass; the same result, later.
+            deep: name the first layer and operation that differ.
 
         Raises:
             LogError: there is no such call in this guard's log.
         """
         from isonomy.replay import replay_with_guard
 
-        return replay_with_guard(self, call_id)
+        return replay_with_guard(self, call_id, regenerate=regenerate, deep=deep)
 
     def close(self) -> None:
         """Close the log and the backend; calling it twice is harmless."""
