@@ -171,7 +171,7 @@ W = np.zeros(8, np.float32)
         (
             lambda: kernels.rope_frequencies(8, 1e4, {"rope_type": "dynamic"}),
             kernels.UnsupportedError,
-            "rope type 'yarn' is not supported; available: default, linear, llama3",
+            "rope type 'dynamic' is not supported; available: default, linear, llama3, yarn",
         ),
         (
             lambda: kernels.rope_frequencies(8, 1e4, {"type": "linear"}),

@@ -33,16 +33,28 @@ def save(model: Any, folder: Path, build: SimpleNamespace) -> Checkpoint:
     return load(folder)
 
 
-def put_our_tables_into(model: Any, loaded: Checkpoint) -> None:
-    architecture = loaded.architecture
-    frequencies = kernels.rope_frequencies(
-        architecture.head_dim, architecture.rope.theta, architecture.rope.scaling
-    )
-    tables = [
+def our_tables(loaded: Checkpoint, rope: int) -> tuple[Any, Any]:
+    """Cosines and sines, each twice side by side as transformers has them."""
+    given = loaded.architecture.ropes[rope]
+    frequencies = kernels.rope_frequencies(given.rotary_dim, given.theta, given.scaling)
+    factor = kernels.rope_attention_factor(given.scaling)
+    cos, sin = (
         torch.from_numpy(np.concatenate([table, table], axis=1))[None]
-        for table in kernels.rope_tables(frequencies, LENGTH)
-    ]
-    model.model.rotary_emb.forward = lambda x, position_ids, *_: tuple(tables)
+        for table in kernels.rope_tables(frequencies, LENGTH, factor)
+    )
+    return cos, sin
+
+
+def put_our_tables_into(model: Any, loaded: Checkpoint) -> None:
+    ropes = range(len(loaded.architecture.ropes))
+    tables = [our_tables(loaded, rope) for rope in ropes]
+    if not tables:
+        return
+
+    def forward(x: Any, position_ids: Any, layer_type: str | None = None) -> tuple[Any, Any]:
+        return tables[1 if layer_type == "sliding_attention" else 0]
+
+    model.model.rotary_emb.forward = forward
 
 
 def compare(ours: Any, theirs: Any, positions: slice) -> None:
@@ -111,22 +123,49 @@ def test_generation_config_of_transformers(tmp_path: Path, build: SimpleNamespac
     assert (loaded.sampling.temperature, loaded.sampling.top_p) == (0.7, 0.9)
 
 
+# Older names, which transformers turns into rope_parameters; and code, of which it has its own.
+ELSEWHERE = (
+    "architectures",
+    "auto_map",
+    "partial_rotary_factor",
+    "rope_local_base_freq",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
+)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_of_configurations(family: str) -> None:
     """A key that config.json leaves out means the same to both."""
-    theirs = {
-        field.name: field.default
-        for field in dataclasses.fields(type(transformers.AutoConfig.for_model(family)))
-    }
+    config = type(transformers.AutoConfig.for_model(family))
+    theirs = {field.name: field.default for field in dataclasses.fields(config)}
     for field in msgspec.structs.fields(FAMILIES[family]):
         name, default = field.name, field.default
-        if default is msgspec.NODEFAULT:
+        if default is msgspec.NODEFAULT or name in ELSEWHERE:
             continue
-        if name in ("rope_theta", "rope_scaling", "partial_rotary_factor", "architectures"):
-            continue  # older names, which transformers turns into rope_parameters
         if name == "head_dim" and name not in theirs:
             continue  # read by the model where it is given
+        if name == "hidden_act" and family.startswith("gemma"):
+            continue  # not read
         assert theirs[name] == default, name
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt2"}))
+def test_default_bases_of_rope(family: str) -> None:
+    ours, theirs = FAMILIES[family], type(transformers.AutoConfig.for_model(family)).default_theta
+    if isinstance(theirs, dict):
+        assert theirs == {"global": ours.THETA, "local": ours.LOCAL_THETA}  # type: ignore[attr-defined]
+    else:
+        assert theirs == ours.THETA  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_names_of_keys(family: str) -> None:
+    theirs = type(transformers.AutoConfig.for_model(family)).attribute_map
+    for other, name in FAMILIES[family].ALIASES.items():
+        assert theirs.get(other) == name or theirs.get(name) == other
 
 
 CONVERSATIONS: list[list[tuple[str, str]]] = [
