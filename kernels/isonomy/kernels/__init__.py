@@ -6,7 +6,8 @@ kernels/NUMERICS.md; `NUMERICS_VERSION` is its version. Needs numpy (extra `loca
 
 from __future__ import annotations
 
-from isonomy.kernels.decoder import Decoder, DecoderConfig, Session, StepResult, expected_shapes
+from isonomy.kernels.configuration import DecoderConfig, expected_shapes
+from isonomy.kernels.decoder import Decoder
 from isonomy.kernels.errors import (
     ArgumentError,
     CapacityError,
@@ -54,11 +55,14 @@ from isonomy.kernels.sampling import (
     sample,
     top_logprobs,
 )
+from isonomy.kernels.session import Session, StepResult
+from isonomy.kernels.steps import STAGES, StepItem, StepsResult
 
 __all__ = [
     "CHAIN_START",
     "GREEDY",
     "NUMERICS_VERSION",
+    "STAGES",
     "ArgumentError",
     "CapacityError",
     "Decoder",
@@ -74,7 +78,9 @@ __all__ = [
     "SamplingParams",
     "Session",
     "ShapeError",
+    "StepItem",
     "StepResult",
+    "StepsResult",
     "UnsupportedError",
     "WeightsError",
     "add",
