@@ -5,7 +5,9 @@ BackendError
 │   ├── NotCovered      it asks for something outside the canonical numerics; `feature` names it
 │   ├── Tampered        its digest is not the one that was expected
 │   └── WrongDraft      it can't guess for another model: their tokenizers differ
-└── NonFinite           a step left the finite numbers; `layer` says where
+├── NonFinite           a step left the finite numbers; `layer` says where
+├── TooLarge            the request can never fit into the engine's memory for caches
+└── Overloaded          too many calls wait already; try again later
 InputError
 └── UnusableFormat      a response format can't be honoured; `kind` and `feature` say what
 """

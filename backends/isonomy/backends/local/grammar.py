@@ -14,6 +14,7 @@ Loading it costs nothing until the first constrained request.
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -236,6 +237,14 @@ class Constraint:
         if problem in ("NoExtension", "NoExtensionBias"):
             problem = _ADMITS_NOTHING
         raise UnusableFormat(self._kind, "", problem)
+
+
+def version() -> str | None:
+    """Return the library that makes the masks and its version; `None` where it is not installed."""
+    try:
+        return "llguidance " + importlib.metadata.version("llguidance")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _with_end(serialised: str) -> tuple[str, int]:

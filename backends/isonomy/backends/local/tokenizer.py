@@ -217,6 +217,10 @@ class Tokenizer:
         """Return the tokenizer as used, in the format of ``tokenizer.json``."""
         return str(self._tokenizer.to_str())
 
+    def vocabulary(self) -> dict[str, int]:
+        """Return the ids of all tokens, added ones included, by their text."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     def ordinary(self) -> list[int]:
         """Return the ids, ascending, of the vocabulary proper: no added or special token's."""
         added = self._tokenizer.get_added_tokens_decoder().keys()
