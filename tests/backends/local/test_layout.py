@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.backends.local.test_published import PUBLISHED
+from tests.backends.published import PUBLISHED
 
 from isonomy.backends.local import DamagedModel, weights
 from isonomy.backends.local.architecture import Architecture
