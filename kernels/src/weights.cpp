@@ -22,9 +22,9 @@ void require_finite(const void* data, size_t count, int storage, const std::stri
 Packed::Packed(size_t outputs, size_t k, int storage) : panels_(panels_of(outputs)), k_(k), storage_(storage) {
     if (panels_ > SIZE_MAX / PANEL / (k ? k : 1)) throw std::bad_alloc();
     if (storage == ISO_F32)
-        f32_ = Buffer<float>(panels_ * PANEL * k);
+        f32_ = Buffer<float>(panels_ * PANEL * k, Life::LASTING);
     else
-        bf16_ = Buffer<uint16_t>(panels_ * PANEL * k);
+        bf16_ = Buffer<uint16_t>(panels_ * PANEL * k, Life::LASTING);
 }
 
 size_t Packed::packed_output(size_t i, size_t first, size_t stride) const {
@@ -87,8 +87,9 @@ void run_linear(const Packed& w, const float* x, size_t rows, size_t n, Buffer<f
         });
         call.x = packed_rows.data();
     }
-    const size_t panels = panels_of(n);
-    parallel(panels, grain_of(panels), MAX_THREADS, [&](size_t panel, int) { k.linear_panel(call, panel); });
+    const size_t panels = panels_of(n), panel_bytes = PANEL * w.k() * (w.storage() == ISO_F32 ? 4 : 2);
+    const size_t grain = 1 + (size_t(1) << 15) / (panel_bytes * rows);  // microseconds of work
+    parallel(panels, grain, MAX_THREADS, [&](size_t panel, int) { k.linear_panel(call, panel); });
 }
 
 }  // namespace iso
