@@ -13,18 +13,18 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from isonomy.sdk.errors import BackendError, InputError
-from isonomy.sdk.generation import Generation, Identity, Request, Sampling, Usage
+from isonomy.sdk.generation import Generation, Identity, LayerTrace, Request, Sampling, Usage
 from isonomy.sdk.requests import as_messages
 from isonomy.sdk.vocabulary import Message, Text
 
-from . import defaults, packages, perplexity, scoring, shipped, steps
+from . import defaults, forcing, packages, perplexity, scoring, shipped, steps
 from .checkpoint import Checkpoint, load
 from .errors import BACKEND
 
@@ -214,6 +214,12 @@ class Local:
             NonFinite: the model left the finite numbers.
         """
         return perplexity.perplexity(self._loaded(), text, **options)
+
+    def retrace(
+        self, prompt: Sequence[int], ids: Sequence[int], *, runtime: Mapping[str, Any] | None = None
+    ) -> LayerTrace:
+        """Return what every layer computes at each step; see `isonomy.sdk.generation.Retracer`."""
+        return forcing.retrace(self._loaded(), prompt, ids, runtime)
 
     def close(self) -> None:
         """Let go of the weights; generations under way still end. Calling it twice is harmless."""
