@@ -11,18 +11,18 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from isonomy.sdk.errors import BackendError, InputError
-from isonomy.sdk.generation import Generation, Identity, Request, Sampling, Usage
+from isonomy.sdk.generation import Generation, Identity, LayerTrace, Request, Sampling, Usage
 from isonomy.sdk.requests import as_messages
 from isonomy.sdk.vocabulary import Message, Text
 
-from . import defaults, grammar, packages, perplexity, scoring, shipped
+from . import defaults, forcing, grammar, packages, perplexity, scoring, shipped
 from .checkpoint import Checkpoint, load
 from .errors import BACKEND, WrongDraft
 
@@ -295,6 +295,12 @@ class Local:
             NonFinite: the model left the finite numbers.
         """
         return perplexity.perplexity(self._loaded(), text, **options)
+
+    def retrace(
+        self, prompt: Sequence[int], ids: Sequence[int], *, runtime: Mapping[str, Any] | None = None
+    ) -> LayerTrace:
+        """Return what every layer computes at each step; see `isonomy.sdk.generation.Retracer`."""
+        return forcing.retrace(self._loaded(), prompt, ids, runtime)
 
     def close(self) -> None:
         """Let go of the weights; generations under way still end. Calling it twice is harmless."""
