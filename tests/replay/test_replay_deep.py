@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from tests.replay import calls
 
-from isonomy.backends.local import NonFinite
+from isonomy.backends.local import Local, NonFinite
 from isonomy.kernels import STAGES
 from isonomy.kernels.testing import inject
 from isonomy.replay import ReplayLog, StoredCall
@@ -318,3 +318,17 @@ def test_deep_in_a_process_of_its_own(guard: Guard, recorded: StoredCall) -> Non
     assert slow.mode == "token by token"
     assert slow.deep == result.deep
     assert guard.replay(recorded.call_id, deep=True).status == "verified"
+
+
+def test_traced_calls_record_their_layers(model: Path, tmp_path: Path) -> None:
+    with Guard(Local(model, trace_layers=True), [], tmp_path / "log") as traced:
+        _, call = calls.chat(traced)
+        trace = trace_of(call)
+        assert len(trace.layers) == 32 * LAYERS * len(STAGES) * len(trace.ids)
+        result, found = deep(call, traced)
+        assert (result.status, found.conclusion) == ("verified", "same")
+        flipped = faulty(traced, call, layer=1, stage="rope", step=3)
+        _, found = deep(flipped, traced)
+        assert (found.layer, found.stage, found.step) == (1, "rope", 3)
+    with Guard(f"local:{model}", [], tmp_path / "plain") as plain:
+        assert trace_of(calls.chat(plain)[1]) == msgspec.structs.replace(trace, layers=b"")
