@@ -77,10 +77,11 @@ def random_tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.nda
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, shape in arrange(model).stored.items():
-        if "norm" in name:
-            values = 1 + 0.1 * rng.standard_normal(shape)
+        values = rng.standard_normal(shape)
+        if ("norm" in name or ".ln_" in name) and name.endswith(".weight"):
+            values = 0.1 * values + (0 if model.norm_offset else 1)
         else:
-            values = rng.standard_normal(shape) * (0.5 if "embed" in name else 0.15)
+            values *= 0.5 if "embed" in name or ".wte" in name else 0.15
         tensors[name] = values.astype(np.float32)
     return tensors
 

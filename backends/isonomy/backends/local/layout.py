@@ -8,9 +8,7 @@ hold, so that missing and unknown ones are named as the checkpoint names them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal
 
 import msgspec
 
@@ -20,6 +18,7 @@ Shape = tuple[int, ...]
 
 EMBEDDING = "model.embed_tokens.weight"
 OUTPUT = "lm_head.weight"
+_TABLES = ("model.embed_tokens", "model.embed_positions")  # looked up by row: no linears
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -137,6 +136,23 @@ _NAMINGS: dict[str, tuple[_Naming, ...]] = {
 """The ways in which a family's tensors may be named, the usual one first."""
 
 
+class _Place(msgspec.Struct, frozen=True):
+    """A canonical tensor: its module, with `{i}` and `{e}`, and what these are; weight or bias."""
+
+    module: str
+    kind: str
+    shape: Shape
+    numbers: tuple[tuple[str, int], ...] = ()
+
+    def name(self, module: str | None = None, kind: str | None = None) -> str:
+        """The tensor's name, or that of another module with the same numbers."""
+        full = self.module if module is None else module
+        for key, value in self.numbers:
+            full = full.replace(key, str(value))
+        kind = self.kind if kind is None else kind
+        return f"{full}.{kind}" if kind else full
+
+
 def arrange(model: Architecture, names: Collection[str] = ()) -> Layout:
     """Return the layout of a checkpoint.
 
@@ -144,29 +160,37 @@ def arrange(model: Architecture, names: Collection[str] = ()) -> Layout:
         model: what it computes.
         names: of the tensors that it holds; they decide between several ways to name them.
     """
-    layouts = [_layout(model, naming) for naming in _NAMINGS.get(model.family, (_PLAIN,))]
-    return max(layouts, key=lambda layout: len(layout.stored.keys() & set(names)))
+    present = set(names)
+    layouts = []
+    for naming in _NAMINGS.get(model.family, (_PLAIN,)):
+        layout = _layout(model, naming)
+        if not present or layout.stored.keys() <= present:
+            return layout
+        layouts.append(layout)
+    # Of an incomplete checkpoint the names that it seems to follow.
+    return max(layouts, key=lambda layout: len(layout.stored.keys() & present))
 
 
 def shapes(model: Architecture) -> dict[str, Shape]:
     """Return the canonical name and shape of every tensor of a model."""
-    return dict(_canonical(model))
+    return {place.name(): place.shape for place in _places(model)}
 
 
-def _canonical(model: Architecture) -> Iterator[tuple[str, Shape]]:
+def _places(model: Architecture) -> Iterator[_Place]:
     hidden = model.hidden
-    yield EMBEDDING, (model.vocab, hidden)
+    yield _Place("model.embed_tokens", "weight", (model.vocab, hidden))
     if model.positions == "learned":
-        yield "model.embed_positions.weight", (model.max_positions, hidden)
+        yield _Place("model.embed_positions", "weight", (model.max_positions, hidden))
     for i in range(model.layers):
-        for name, shape in _layer(model, model.sparse(i)):
-            yield f"model.layers.{i}.{name}", shape
+        for place in _layer(model, model.sparse(i)):
+            numbers = (("{i}", i), *place.numbers)
+            yield _Place(_LAYER + place.module, place.kind, place.shape, numbers)
     yield from _norm(model, "model.norm")
     if not model.tied:
-        yield OUTPUT, (model.vocab, hidden)
+        yield _Place("lm_head", "weight", (model.vocab, hidden))
 
 
-def _layer(model: Architecture, sparse: bool) -> Iterator[tuple[str, Shape]]:
+def _layer(model: Architecture, sparse: bool) -> Iterator[_Place]:
     hidden = model.hidden
     q, kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
     if model.pre_norm:
@@ -180,29 +204,30 @@ def _layer(model: Architecture, sparse: bool) -> Iterator[tuple[str, Shape]]:
     yield from _linear("self_attn.o_proj", hidden, q, model.o_bias)
     if model.qk_norm != "none":
         whole = model.qk_norm == "projection"
-        yield "self_attn.q_norm.weight", (q if whole else model.head_dim,)
-        yield "self_attn.k_norm.weight", (kv if whole else model.head_dim,)
-    if sparse:
-        yield "mlp.router.weight", (model.experts, hidden)
-        for e in range(model.experts):
-            yield from _mlp(model, f"mlp.experts.{e}", model.expert_intermediate)
-    else:
+        yield _Place("self_attn.q_norm", "weight", (q if whole else model.head_dim,))
+        yield _Place("self_attn.k_norm", "weight", (kv if whole else model.head_dim,))
+    if not sparse:
         yield from _mlp(model, "mlp", model.intermediate)
+        return
+    yield _Place("mlp.router", "weight", (model.experts, hidden))
+    for e in range(model.experts):
+        for place in _mlp(model, "mlp.experts.{e}", model.expert_intermediate):
+            yield _Place(place.module, place.kind, place.shape, (("{e}", e),))
 
 
-def _norm(model: Architecture, name: str) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (model.hidden,)
+def _norm(model: Architecture, name: str) -> Iterator[_Place]:
+    yield _Place(name, "weight", (model.hidden,))
     if model.norm == "layer":
-        yield f"{name}.bias", (model.hidden,)
+        yield _Place(name, "bias", (model.hidden,))
 
 
-def _linear(name: str, rows: int, columns: int, bias: bool) -> Iterator[tuple[str, Shape]]:
-    yield f"{name}.weight", (rows, columns)
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Iterator[_Place]:
+    yield _Place(name, "weight", (rows, columns))
     if bias:
-        yield f"{name}.bias", (rows,)
+        yield _Place(name, "bias", (rows,))
 
 
-def _mlp(model: Architecture, name: str, inner: int) -> Iterator[tuple[str, Shape]]:
+def _mlp(model: Architecture, name: str, inner: int) -> Iterator[_Place]:
     if model.gated:
         yield from _linear(f"{name}.gate_proj", inner, model.hidden, model.mlp_bias)
     yield from _linear(f"{name}.up_proj", inner, model.hidden, model.mlp_bias)
@@ -210,65 +235,46 @@ def _mlp(model: Architecture, name: str, inner: int) -> Iterator[tuple[str, Shap
 
 
 def _layout(model: Architecture, naming: _Naming) -> Layout:
-    canonical = shapes(model)
+    places = list(_places(model))
+    rows = {(place.module, place.kind): place.shape[0] for place in places}
     sources: dict[str, Source] = {}
     stored: dict[str, Shape] = {}
-    for name, shape in canonical.items():
-        source, whole = _source(name, shape, canonical, naming, model)
-        sources[name] = source
+    for place in places:
+        source, whole = _source(place, rows, naming, model.experts)
+        sources[place.name()] = source
         stored[source.tensor] = whole
-    copy = (_renamed(OUTPUT, naming), sources[EMBEDDING].tensor) if model.tied else None
-    return Layout(sources, stored, copy, naming.ignored)
+    embedding = sources[EMBEDDING].tensor
+    return Layout(sources, stored, (OUTPUT, embedding) if model.tied else None, naming.ignored)
 
 
 def _source(
-    name: str, shape: Shape, canonical: Mapping[str, Shape], naming: _Naming, model: Architecture
+    place: _Place, rows: Mapping[tuple[str, str], int], naming: _Naming, experts: int
 ) -> tuple[Source, Shape]:
-    """Where a canonical tensor lies, and the shape of the stored tensor."""
-    module, numbers, kind = _split(name)
-    linear = len(shape) == 2 and module not in ("model.embed_tokens", "model.embed_positions")
-    transposed = naming.transposed and linear
+    """Where a canonical tensor lies, and the shape of the stored tensor.
+
+    Args:
+        place: the tensor.
+        rows: outputs of every kind of tensor.
+        naming: the family's names.
+        experts: how many there are.
+    """
+    transposed = naming.transposed and len(place.shape) == 2 and place.module not in _TABLES
 
     def turned(whole: Shape) -> Shape:
-        return (*whole[:-2], whole[-1], whole[-2]) if transposed else whole
+        return whole[::-1] if transposed else whole
 
-    for groups, stacked in ((naming.fused, False), (naming.stacked, True)):
+    for groups in (naming.fused, naming.stacked):
         for fused, parts in groups.items():
-            if module not in parts:
+            if place.module not in parts:
                 continue
-            sizes = [canonical[_filled(part, numbers, kind)][0] for part in parts]
-            start = sum(sizes[: parts.index(module)])
-            rows = None if len(parts) == 1 else (start, start + shape[0])
-            whole = (sum(sizes), *shape[1:])
-            if stacked:  # experts have no biases, and the stack's name has no kind
-                tensor = _filled(fused, numbers, "")
-                return (
-                    Source(tensor, int(numbers["e"]), transposed, rows),
-                    (model.experts, *turned(whole)),
-                )
-            return Source(_filled(fused, numbers, kind), None, transposed, rows), turned(whole)
-    return Source(_renamed(name, naming), None, transposed), turned(shape)
-
-
-def _renamed(name: str, naming: _Naming) -> str:
-    module, numbers, kind = _split(name)
-    return _filled(naming.names.get(module, module), numbers, kind)
-
-
-_NUMBERS = re.compile(r"(?<=layers\.)(?P<i>\d+)(?=\.)|(?<=experts\.)(?P<e>\d+)(?=\.)")
-
-
-def _split(name: str) -> tuple[str, dict[str, str], Literal["weight", "bias"] | str]:
-    """A canonical name as module with `{i}` and `{e}`, the numbers there, and weight or bias."""
-    module, _, kind = name.rpartition(".")
-    numbers: dict[str, str] = {}
-    for match in _NUMBERS.finditer(module + "."):
-        numbers |= {key: value for key, value in match.groupdict().items() if value is not None}
-    pattern = _NUMBERS.sub(lambda m: "{i}" if m["i"] is not None else "{e}", module + ".")
-    return pattern[:-1], numbers, kind
-
-
-def _filled(module: str, numbers: Mapping[str, str], kind: str) -> str:
-    for key, value in numbers.items():
-        module = module.replace("{" + key + "}", value)
-    return f"{module}.{kind}" if kind else module
+            sizes = [rows[part, place.kind] for part in parts]
+            start = sum(sizes[: parts.index(place.module)])
+            part = None if len(parts) == 1 else (start, start + place.shape[0])
+            whole = turned((sum(sizes), *place.shape[1:]))
+            if groups is naming.fused:
+                return Source(place.name(fused), None, transposed, part), whole
+            # A stack is a parameter of its own, not the weight of a module.
+            entry = dict(place.numbers)["{e}"]
+            return Source(place.name(fused, ""), entry, transposed, part), (experts, *whole)
+    name = place.name(naming.names.get(place.module, place.module))
+    return Source(name, None, transposed), turned(place.shape)
