@@ -10,6 +10,7 @@ from isonomy.kernels.decoder import Decoder, DecoderConfig, Session, StepResult,
 from isonomy.kernels.errors import (
     ArgumentError,
     CapacityError,
+    CorruptionError,
     DtypeError,
     KernelError,
     LibraryError,
@@ -19,6 +20,7 @@ from isonomy.kernels.errors import (
     UnsupportedError,
     WeightsError,
 )
+from isonomy.kernels.faults import Fault, faults
 from isonomy.kernels.library import NUMERICS_VERSION, KernelInfo, info, set_threads, using_isa
 from isonomy.kernels.ops import (
     CHAIN_START,
@@ -44,6 +46,7 @@ from isonomy.kernels.ops import (
     step_digests,
     tanh,
 )
+from isonomy.kernels.quantised import Quantised, quantise_rows
 from isonomy.kernels.rotary import rope_frequencies, rope_tables
 from isonomy.kernels.sampling import (
     GREEDY,
@@ -61,15 +64,18 @@ __all__ = [
     "NUMERICS_VERSION",
     "ArgumentError",
     "CapacityError",
+    "CorruptionError",
     "Decoder",
     "DecoderConfig",
     "DtypeError",
+    "Fault",
     "KernelError",
     "KernelInfo",
     "LibraryError",
     "NonFiniteError",
     "OutOfMemoryError",
     "PackedLinear",
+    "Quantised",
     "Sampled",
     "SamplingParams",
     "Session",
@@ -85,6 +91,7 @@ __all__ = [
     "erf",
     "exp",
     "expected_shapes",
+    "faults",
     "gelu_erf",
     "gelu_tanh",
     "info",
@@ -94,6 +101,7 @@ __all__ = [
     "logprobs",
     "mul",
     "philox4x32_10",
+    "quantise_rows",
     "rms_norm",
     "rope",
     "rope_frequencies",
