@@ -15,7 +15,7 @@ typedef __m512i Sums;
 struct Spread {
     __m512i x;
 };
-enum { INT8_LANES = 16, INT8_ROWS = 14, INT8_VECTORS = 2, FLIP = 0x80 };  // q + 128 as an unsigned byte
+enum { INT8_LANES = 16, INT8_ROWS = 12, INT8_VECTORS = 2, FLIP = 0x80 };  // q + 128 as an unsigned byte
 static inline Sums no_sums() { return _mm512_setzero_si512(); }
 static inline Sums load_sums(const void* p) { return _mm512_loadu_si512(p); }
 static inline void store_sums(int32_t* p, Sums v) { _mm512_storeu_si512(p, v); }
@@ -25,7 +25,11 @@ static inline Spread spread(const uint8_t* four) {
     memcpy(&word, four, 4);
     return {_mm512_set1_epi32(word)};
 }
-static inline Sums dot(Sums c, Spread x, Sums w) { return _mm512_dpbusd_epi32(c, x.x, w); }
+static inline Sums dot(Sums c, Spread x, Sums w) {
+    // _mm512_dpbusd_epi32, in place: GCC 12 copies every sum of an unrolled loop around the intrinsic, and spills.
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(c) : "v"(x.x), "v"(w));
+    return c;
+}
 
 #elif defined(__AVX512BW__)
 

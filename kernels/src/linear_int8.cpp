@@ -81,47 +81,48 @@ void pack_rows(const float* x, size_t stride, size_t rows, size_t k, uint8_t* pa
     }
 }
 
-// sums[r][v] += over all groups; STEPS independent sets of sums hide the latency where rows are few.
-template <int ROWS, int VECTORS, int STEPS>
-static inline void add_groups(const uint8_t* x, const int8_t* w, size_t groups, Sums (&sums)[STEPS][ROWS][VECTORS]) {
-    for (size_t g = 0; g < groups; ++g)
-#pragma GCC unroll 8
-        for (int s = 0; s < STEPS; ++s, x += ROWS * 4, w += PANEL * 4) {
-            Sums weights[VECTORS];
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; ++v) weights[v] = load_sums(w + v * INT8_LANES * 4);
-#pragma GCC unroll 14
-            for (int r = 0; r < ROWS; ++r) {
-                const Spread row = spread(x + r * 4);
-#pragma GCC unroll 8
-                for (int v = 0; v < VECTORS; ++v) sums[s][r][v] = dot(sums[s][r][v], row, weights[v]);
-            }
-        }
-}
+// One group of four along k: every row with every vector of weights.
+#define ISO_GROUP(s)                                                                                          \
+    Sums weights[VECTORS];                                                                                    \
+    _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; ++v) weights[v] = load_sums(w + v * INT8_LANES * 4); \
+    _Pragma("GCC unroll 14") for (int r = 0; r < ROWS; ++r) {                                                 \
+        const Spread row = spread(x + r * 4);                                                                 \
+        _Pragma("GCC unroll 8") for (int v = 0; v < VECTORS; ++v) c[s][r][v] = dot(c[s][r][v], row, weights[v]); \
+    }
 
+// STEPS independent sets of sums hide the latency where rows are few. The sums stay in registers: so no function takes them.
 template <int ROWS, int VECTORS>
 static inline void columns(const uint8_t* x, const int8_t* w, size_t groups, const int32_t* offsets, int32_t* acc) {
     constexpr int WANTED = 8 / (ROWS * VECTORS);
     constexpr int STEPS = WANTED > 1 ? WANTED : 1;
-    Sums sums[STEPS][ROWS][VECTORS];
+    Sums c[STEPS][ROWS][VECTORS];
+#pragma GCC unroll 8
     for (int s = 0; s < STEPS; ++s)
+#pragma GCC unroll 14
         for (int r = 0; r < ROWS; ++r)
-            for (int v = 0; v < VECTORS; ++v) sums[s][r][v] = no_sums();
-    add_groups<ROWS, VECTORS, STEPS>(x, w, groups / STEPS, sums);
-    Sums total[1][ROWS][VECTORS];
-    for (int r = 0; r < ROWS; ++r)
-        for (int v = 0; v < VECTORS; ++v) {
-            total[0][r][v] = sums[0][r][v];
-            for (int s = 1; s < STEPS; ++s) total[0][r][v] = add_sums(total[0][r][v], sums[s][r][v]);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; ++v) c[s][r][v] = no_sums();
+    for (size_t g = groups / STEPS; g; --g)
+#pragma GCC unroll 8
+        for (int s = 0; s < STEPS; ++s, x += ROWS * 4, w += PANEL * 4) {
+            ISO_GROUP(s)
         }
-    const size_t done = groups / STEPS * STEPS;
-    if (done < groups) add_groups<ROWS, VECTORS, 1>(x + done * ROWS * 4, w + done * PANEL * 4, groups - done, total);
+    if constexpr (STEPS > 1)
+        for (size_t g = groups % STEPS; g; --g, x += ROWS * 4, w += PANEL * 4) {
+            ISO_GROUP(0)
+        }
+#pragma GCC unroll 14
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) {
-            const Sums offset = FLIP != 0 ? load_sums(offsets + v * INT8_LANES) : no_sums();  // -128 * the sum of w
-            store_sums(acc + r * PANEL + v * INT8_LANES, add_sums(total[0][r][v], offset));
+            Sums sum = c[0][r][v];
+#pragma GCC unroll 8
+            for (int s = 1; s < STEPS; ++s) sum = add_sums(sum, c[s][r][v]);
+            if (FLIP != 0) sum = add_sums(sum, load_sums(offsets + v * INT8_LANES));  // -128 * the sum of w
+            store_sums(acc + r * PANEL + v * INT8_LANES, sum);
         }
 }
+#undef ISO_GROUP
 
 template <int ROWS>
 static inline void tile_rows(const uint8_t* x, const int8_t* w, size_t groups, const int32_t* offsets, int32_t* acc) {
@@ -139,10 +140,10 @@ void sums_of(size_t rows, const uint8_t* x, const int8_t* w, size_t groups, cons
         ISO_TILE(1) ISO_TILE(2) ISO_TILE(3) ISO_TILE(4)
     }
     if constexpr (INT8_ROWS > 4) switch (rows) {
-        ISO_TILE(5) ISO_TILE(6) ISO_TILE(7) ISO_TILE(8) ISO_TILE(9) ISO_TILE(10) ISO_TILE(11) ISO_TILE(12)
+        ISO_TILE(5) ISO_TILE(6) ISO_TILE(7) ISO_TILE(8)
     }
-    if constexpr (INT8_ROWS > 12) switch (rows) {
-        ISO_TILE(13) ISO_TILE(14)
+    if constexpr (INT8_ROWS > 8) switch (rows) {
+        ISO_TILE(9) ISO_TILE(10) ISO_TILE(11) ISO_TILE(12)
     }
 #undef ISO_TILE
 }
