@@ -1,7 +1,8 @@
 """The shape of the repository: a namespace package, who may import whom, and a light SDK.
 
 Arrows: `kernels` imports no other part; `sdk` none at module level; `plugins`, `backends` and
-`replay` import `sdk`; `backends.local` imports `kernels`; nothing imports `plugins`.
+`replay` import `sdk`; `backends.local` and `backends.reference` import `kernels`; nothing imports
+`plugins`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "plugins": {"sdk"},
     "backends": {"sdk"},
     "backends.local": {"sdk", "kernels"},
+    "backends.reference": {"sdk", "kernels"},
     "kernels": set(),
     "replay": {"sdk"},
 }
@@ -35,9 +37,10 @@ def modules() -> list[tuple[str, Path]]:
 
 
 def place_of(part: str, file: Path) -> str:
-    """The part that the arrows name: ``backends.local`` stands apart from ``backends``."""
+    """The part that the arrows name: what computes in ``backends`` stands apart from the rest."""
     inner = file.relative_to(FOLDERS[part]).parts
-    return "backends.local" if part == "backends" and inner[0] == "local" else part
+    place = f"{part}.{inner[0]}"
+    return place if place in ALLOWED else part
 
 
 def imports(body: list[ast.stmt], *, nested: bool) -> Iterator[ast.Import | ast.ImportFrom]:

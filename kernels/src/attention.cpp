@@ -64,9 +64,12 @@ void attention_tile(const AttentionCall& call, size_t kv_head, size_t tile_index
 
     for (size_t d = 0; d < dims; ++d)
         for (int r = 0; r < rows; ++r) q[d * rows + r] = row[r].q[d];
-    const float* keys = call.keys + kv_head * call.capacity * dims;
+    const auto strip = [&](size_t page) {
+        const size_t floats = call.pages[page].positions * (dims + panels * PANEL);
+        return call.pages[page].data + (call.first_strip + kv_head) * floats;
+    };
     for (size_t t = low / PANEL * PANEL; t < high; t += PANEL)
-        scores_of(call, keys + t * dims, q, rows, scores + (t - first), span);
+        scores_of(call, strip(t / BLOCK) + t % BLOCK * dims, q, rows, scores + (t - first), span);
 
     float denominator[TILE_ROWS];
     for (int r = 0; r < rows; ++r) {
@@ -80,13 +83,14 @@ void attention_tile(const AttentionCall& call, size_t kv_head, size_t tile_index
     }
 
     for (size_t i = 0; i < rows * panels * PANEL; ++i) total[i] = 0.0f;
-    const float* values = call.values + kv_head * call.capacity * panels * PANEL;
     for (size_t block = first; block < high; block += BLOCK) {
         const size_t from = block < low ? low : block, to = least(block + BLOCK, high);
         for (size_t t = from; t < to; ++t)
             for (int r = 0; r < rows; ++r) e[(t - from) * rows + r] = scores[r * span + (t - first)];
+        const size_t positions = call.pages[block / BLOCK].positions;
+        const float* values = strip(block / BLOCK) + positions * dims;
         for (size_t p = 0; p < panels; ++p)
-            tile<float>(rows, e, values + (p * call.capacity + from) * PANEL, to - from, total + p * rows * PANEL);
+            tile<float>(rows, e, values + (p * positions + from - block) * PANEL, to - from, total + p * rows * PANEL);
     }
     for (int r = 0; r < rows; ++r)
         for (size_t d = 0; d < dims; ++d)

@@ -23,8 +23,8 @@ struct Table {
 std::atomic<Table*> table{nullptr};
 std::mutex table_mutex;
 
-constexpr size_t MOST_FAULTS = 4096;  // of a thread that never asks for them
-thread_local std::vector<Fault> faults;
+constexpr size_t MOST_KEPT = 4096;  // of a thread that never asks for them
+thread_local std::vector<Corruption> found;
 thread_local std::string corrupt;
 
 std::atomic<bool> armed{false};
@@ -86,8 +86,8 @@ std::vector<size_t> damaged_panels(const Packed& packed, const Checksum& checksu
     return damaged;
 }
 
-void remember_fault(const Fault& fault) {
-    if (faults.size() < MOST_FAULTS) faults.push_back(fault);
+void remember_corruption(const Corruption& fault) {
+    if (found.size() < MOST_KEPT) found.push_back(fault);
     if (fault.recomputed || !corrupt.empty()) return;
     corrupt = fault.linear + ": silent data corruption in row " + std::to_string(fault.row) +
               ", and again when it was computed a second time; ";
@@ -95,20 +95,20 @@ void remember_fault(const Fault& fault) {
                                     : "its weights in memory are sound: the processor is to be distrusted";
 }
 
-std::vector<Fault> take_faults() {
-    std::vector<Fault> taken;
-    taken.swap(faults);
+std::vector<Corruption> take_corruptions() {
+    std::vector<Corruption> taken;
+    taken.swap(found);
     return taken;
 }
 
-size_t faults_waiting() { return faults.size(); }
+size_t corruptions_waiting() { return found.size(); }
 
 const std::string& corruption() { return corrupt; }
 void forget_corruption() { corrupt.clear(); }
 
-bool injecting() { return armed.load(std::memory_order_relaxed); }
+bool injecting_linears() { return armed.load(std::memory_order_relaxed); }
 
-void inject(const Injection& injection) {
+void inject_linear(const Injection& injection) {
     require(injection.kind == FAULT_SUM || injection.kind == FAULT_WEIGHT, "unknown kind of fault");
     require(injection.bit >= 0 && injection.bit < (injection.kind == FAULT_SUM ? 32 : 8), "no such bit");
     require(injection.times > 0, "a fault must hit at least once");
@@ -118,7 +118,7 @@ void inject(const Injection& injection) {
     armed.store(true);
 }
 
-int end_injection() {
+int end_linear_injection() {
     const std::lock_guard<std::mutex> lock(injection_mutex);
     armed.store(false);
     return hits;

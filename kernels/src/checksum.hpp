@@ -31,16 +31,16 @@ std::vector<size_t> damaged_panels(const Packed& packed, const Checksum& checksu
 
 // ---- events, a list for each calling thread ----
 
-struct Fault {
+struct Corruption {
     std::string linear;
     size_t row;                   // of the call
     bool recomputed;              // false: the second attempt failed, too
     size_t damaged_panels;        // of the weights in memory, looked at after a second failure
 };
 
-void remember_fault(const Fault& fault);
-std::vector<Fault> take_faults();
-size_t faults_waiting();
+void remember_corruption(const Corruption& fault);
+std::vector<Corruption> take_corruptions();
+size_t corruptions_waiting();
 // A sentence on this thread's first row that stayed corrupt since forget_corruption(), or "".
 const std::string& corruption();
 void forget_corruption();
@@ -56,9 +56,9 @@ struct Injection {
     int bit, times;        // how many computations are hit
 };
 
-bool injecting();  // anything at all, by one relaxed load
-void inject(const Injection& injection);
-int end_injection();   // how often it hit
+bool injecting_linears();  // anything at all, by one relaxed load
+void inject_linear(const Injection& injection);
+int end_linear_injection();   // how often it hit
 void corrupt_sums(const Packed& packed, size_t panel, size_t first_row, size_t rows, int32_t* sums);
 void corrupt_weights(const Packed& packed);
 

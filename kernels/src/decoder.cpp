@@ -1,9 +1,10 @@
-// Configuration and weights of a decoder; see decoder.hpp. The forward pass is in session.cpp.
+// See decoder.hpp.
 #include "decoder.hpp"
 
 #include <string.h>
 
 #include "failure.hpp"
+#include "pass.hpp"
 #include "pool.hpp"
 
 namespace iso {
@@ -88,9 +89,12 @@ Decoder::Decoder(const iso_decoder_config& c) : config_(c) {
     config_.frequencies = nullptr;
     config_.windows = nullptr;
     layers_.resize(size_t(c.layers));
+    idle_.reserve(1);
     seen_global_.assign(TENSORS, false);
     seen_.assign(size_t(c.layers), std::vector<bool>(TENSORS, false));
 }
+
+Decoder::~Decoder() = default;
 
 void Decoder::put(Packed& packed, size_t outputs, size_t k, const void* data, int storage, size_t n, size_t first,
                   size_t stride, const std::string& name) {
@@ -192,21 +196,38 @@ void Decoder::embed(int32_t id, float* y) const {
         kernels().widen(&embed_bf16_[start], y, n);
 }
 
-std::shared_ptr<const RopeTables> Decoder::tables(size_t positions) {
-    const std::lock_guard<std::mutex> lock(tables_mutex_);
-    if (tables_ && tables_->positions >= positions) return tables_;
-    const size_t half = size_t(config_.rotary_dim) / 2;
-    auto fresh = std::make_shared<RopeTables>();
-    fresh->positions = positions;
-    fresh->cosines = Buffer<float>(positions * half);
-    fresh->sines = Buffer<float>(positions * half);
+void Decoder::rope_pages(size_t positions, std::vector<const float*>& pages) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const size_t wanted = (positions + PAGE_POSITIONS - 1) / PAGE_POSITIONS, half = frequencies_.size();
     const Kernels& k = kernels();
-    parallel(positions, grain_of(positions), MAX_THREADS, [&](size_t p, int) {
-        k.rope_table(frequencies_.data(), half, int64_t(p), float(config_.attention_factor), &fresh->cosines[p * half],
-                     &fresh->sines[p * half]);
-    });
-    tables_ = fresh;
-    return tables_;
+    while (rope_pages_.size() < wanted) {
+        Buffer<float> page(PAGE_POSITIONS * 2 * half);
+        const size_t first = rope_pages_.size() * PAGE_POSITIONS;
+        parallel(PAGE_POSITIONS, grain_of(PAGE_POSITIONS), MAX_THREADS, [&](size_t i, int) {
+            float* row = page.data() + i * 2 * half;
+            k.rope_table(frequencies_.data(), half, int64_t(first + i), float(config_.attention_factor), row, row + half);
+        });
+        rope_pages_.push_back(std::move(page));
+    }
+    pages.clear();
+    for (size_t i = 0; i < wanted; ++i) pages.push_back(rope_pages_[i].data());
+}
+
+std::unique_ptr<Workspace> Decoder::borrow_workspace() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (!idle_.empty()) {
+            auto workspace = std::move(idle_.back());
+            idle_.pop_back();
+            return workspace;
+        }
+    }
+    return std::make_unique<Workspace>();
+}
+
+void Decoder::give_back(std::unique_ptr<Workspace> workspace) noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (idle_.empty() && idle_.capacity()) idle_.push_back(std::move(workspace));  // the others were for a moment's crowd
 }
 
 }  // namespace iso

@@ -1,14 +1,14 @@
-// The decoder of the Llama, Qwen2, Qwen3, Mistral and SmolLM families, and its sessions (NUMERICS.md, section 7).
+// The decoder of the Llama, Qwen2, Qwen3, Mistral and SmolLM families: configuration and weights (NUMERICS.md, section 7).
 //
-// Invariants: a token's logits depend on the tokens up to it and on nothing else: not on chunks, threads, capacity or
-// path. A session's length changes only when a call succeeds; what a failed call left in the cache lies behind the
-// length and is overwritten before it is read.
+// Invariant: once it is ready nothing of it changes but what it keeps for its sessions: rope tables, which grow, and
+// idle workspaces. Sessions are in session.hpp, the forward pass is in pass.hpp.
 #pragma once
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "cache.hpp"
 #include "isonomy.h"
 #include "memory.hpp"
 #include "weights.hpp"
@@ -20,14 +20,12 @@ struct Layer {
     Buffer<float> input_norm, post_norm, q_norm, k_norm;
 };
 
-struct RopeTables {
-    size_t positions;
-    Buffer<float> cosines, sines;  // [positions][rotary_dim / 2]
-};
+struct Workspace;  // pass.hpp
 
 class Decoder {
    public:
     explicit Decoder(const iso_decoder_config& config);
+    ~Decoder();
     Decoder(const Decoder&) = delete;
     Decoder& operator=(const Decoder&) = delete;
     void load(int tensor, int layer, const void* data, int storage, size_t rows, size_t columns);
@@ -41,7 +39,13 @@ class Decoder {
     int64_t window(size_t layer) const { return windows_[layer]; }
     bool is_ready() const { return ready_; }
     void embed(int32_t id, float* y) const;
-    std::shared_ptr<const RopeTables> tables(size_t positions);
+
+    // Tables of positions 0 .. positions - 1 in pages of 256: a page holds, a position, rotary_dim / 2 cosines, then as
+    // many sines. Pages stay where they are until the decoder ends.
+    void rope_pages(size_t positions, std::vector<const float*>& pages);
+    std::unique_ptr<Workspace> borrow_workspace();
+    void give_back(std::unique_ptr<Workspace> workspace) noexcept;
+    const PageCount& page_count() const { return page_count_; }
 
    private:
     void put(Packed& packed, size_t outputs, size_t k, const void* data, int storage, size_t n, size_t first, size_t stride,
@@ -56,34 +60,11 @@ class Decoder {
     Packed output_;
     Buffer<float> final_norm_, embed_f32_;
     Buffer<uint16_t> embed_bf16_;
-    std::mutex tables_mutex_;
-    std::shared_ptr<const RopeTables> tables_;
+    std::mutex mutex_;  // of what follows
+    std::vector<Buffer<float>> rope_pages_;
+    std::vector<std::unique_ptr<Workspace>> idle_;
+    PageCount page_count_ = std::make_shared<std::atomic<size_t>>(0);
     bool ready_ = false;
-};
-
-class Session {
-   public:
-    Session(Decoder& decoder, size_t capacity);
-    Session(const Session&) = delete;
-    Session& operator=(const Session&) = delete;
-    size_t length() const { return length_; }
-    void truncate(size_t length);
-    // logit_rows: 0, 1 (the last token's) or n.
-    void feed(const int32_t* tokens, size_t n, size_t logit_rows, float* logits);
-    float* logits_buffer();  // one row
-
-   private:
-    void chunk(const int32_t* tokens, size_t rows, size_t first, size_t logit_rows, float* logits);
-    void attend(size_t layer, size_t rows, size_t first);
-    void enter_cache(const Layer& layer, size_t index, size_t rows, size_t first);
-    void norm_rows(const float* x, const float* w, float* y, size_t rows) const;
-
-    Decoder& decoder_;
-    size_t capacity_, room_, length_ = 0;  // room_: capacity rounded up to whole cache blocks
-    std::shared_ptr<const RopeTables> tables_;
-    Buffer<float> keys_, values_;
-    Buffer<float> hidden_, normed_, qkv_, attended_, inner_, packed_rows_, scratch_, logits_;
-    Buffer<int32_t> positions_;
 };
 
 }  // namespace iso

@@ -1,13 +1,16 @@
 // The C ABI of sampling, decoders and sessions.
-#include <exception>
+#include <memory>
 #include <string>
 
 #include "decoder.hpp"
 #include "failure.hpp"
+#include "faults.hpp"
 #include "isonomy.h"
 #include "kernels.hpp"
+#include "pass.hpp"
 #include "pool.hpp"
 #include "sampling.hpp"
+#include "session.hpp"
 
 using namespace iso;
 
@@ -15,9 +18,10 @@ struct iso_decoder {
     Decoder decoder;
 };
 struct iso_session {
-    Session session;
-    size_t vocab;
+    std::unique_ptr<Session> session;
 };
+
+Session& iso::session_of(iso_session* handle) { return *handle->session; }
 
 namespace {
 
@@ -32,11 +36,12 @@ void require_logits(const float* logits, size_t rows, size_t n) {
 extern "C" {
 
 int iso_sample(const float* logits, size_t n, const iso_sampling* parameters, const int32_t* history, size_t history_length,
-               int32_t* token, float* logprob) {
+               const uint32_t* mask, int32_t* token, float* logprob) {
     return guarded([&] {
         check_sampling(*parameters);
         require_logits(logits, 1, n);
-        sample(logits, n, *parameters, parameters->position, history, history_length, token, logprob);
+        SampleScratch scratch;
+        sample(logits, n, *parameters, parameters->position, history, history_length, mask, scratch, token, logprob);
     });
 }
 
@@ -75,50 +80,42 @@ void iso_decoder_free(iso_decoder* decoder) { delete decoder; }
 
 size_t iso_decoder_bytes(const iso_decoder* decoder) { return decoder->decoder.bytes(); }
 
+size_t iso_decoder_cache_in_use(const iso_decoder* decoder) { return decoder->decoder.page_count()->load(); }
+
+size_t iso_decoder_cache_bytes(const iso_decoder* decoder, size_t capacity) {
+    return Session::most_bytes(decoder->decoder, capacity);
+}
+
 int iso_session_new(iso_decoder* decoder, size_t capacity, iso_session** out) {
-    return guarded([&] {
-        *out = new iso_session{Session(decoder->decoder, capacity), size_t(decoder->decoder.config().vocab)};
-    });
+    return guarded([&] { *out = new iso_session{std::make_unique<Session>(decoder->decoder, capacity)}; });
+}
+
+int iso_session_fork(const iso_session* session, size_t capacity, size_t length, iso_session** out) {
+    return guarded([&] { *out = new iso_session{session->session->fork(capacity, length)}; });
 }
 
 void iso_session_free(iso_session* session) { delete session; }
 
-size_t iso_session_length(const iso_session* session) { return session->session.length(); }
+size_t iso_session_length(const iso_session* session) { return session->session->length(); }
+
+size_t iso_session_cache_bytes(const iso_session* session) { return session->session->bytes(); }
 
 int iso_session_truncate(iso_session* session, size_t length) {
-    return guarded([&] { session->session.truncate(length); });
+    return guarded([&] { session->session->truncate(length); });
 }
 
-int iso_session_feed(iso_session* session, const int32_t* tokens, size_t n, size_t logit_rows, float* logits) {
-    return guarded([&] { session->session.feed(tokens, n, logit_rows, logits); });
+int iso_decoder_step(iso_decoder* decoder, iso_item* items, size_t count) {
+    return guarded([&] { take_step(decoder->decoder, items, count); });
 }
 
-int iso_session_step(iso_session* session, const int32_t* tokens, size_t n, const iso_sampling* parameters,
-                     const int32_t* history, size_t history_length, int32_t* token, float* logprob, uint8_t digest[32],
-                     float* logits) {
+int iso_inject(int layer, int stage, size_t position, size_t element, int bit) {
     return guarded([&] {
-        Session& s = session->session;
-        check_sampling(*parameters);
-        float* const row = logits ? logits : s.logits_buffer();
-        s.feed(tokens, n, 1, row);
-        const Kernels& k = kernels();
-        std::exception_ptr failure;  // tasks must not throw
-        parallel(2, [&](size_t task) {
-            if (task == 0) {
-                k.blake3(reinterpret_cast<const uint8_t*>(row), session->vocab * sizeof(float), digest);
-                return;
-            }
-            try {
-                sample(row, session->vocab, *parameters, uint32_t(s.length()), history, history_length, token, logprob);
-            } catch (...) {
-                failure = std::current_exception();
-            }
-        });
-        if (failure) {
-            s.truncate(s.length() - n);
-            std::rethrow_exception(failure);
-        }
+        require(stage >= 0 && stage < ISO_STAGES, "unknown stage");
+        require(bit >= 0 && bit < 32, "a float has bits 0 to 31");
+        set_fault({layer, stage, position, element, bit});
     });
 }
+
+void iso_inject_clear(void) { clear_fault(); }
 
 }  // extern "C"

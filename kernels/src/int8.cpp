@@ -56,7 +56,7 @@ bool compute_again(const Packed& w, const Int8Call& call, const float* x, size_t
         int32_t* const here = sums + (p * call.rows + m) * PANEL;
         uint64_t part;
         k.linear_int8_sums(one, p, here);
-        if (injecting()) corrupt_sums(w, p, first + m, 1, here);
+        if (injecting_linears()) corrupt_sums(w, p, first + m, 1, here);
         k.weigh_sums(here, 1, r + p * PANEL, &part);
         found += part;
     }
@@ -79,7 +79,7 @@ void run_checked(const Packed& w, Int8Call call, const float* x, Buffer<float>& 
     parallel(panels, grain_of(panels), MAX_THREADS, [&](size_t p, int) {
         int32_t* const here = sums + p * rows * PANEL;
         k.linear_int8_sums(call, p, here);
-        if (injecting()) corrupt_sums(w, p, first, rows, here);
+        if (injecting_linears()) corrupt_sums(w, p, first, rows, here);
         k.weigh_sums(here, rows, r + p * PANEL, weighed + p * rows);
     });
     for (size_t m = 0; m < rows; ++m) {
@@ -88,7 +88,7 @@ void run_checked(const Packed& w, Int8Call call, const float* x, Buffer<float>& 
         if (found == expected[m]) continue;
         const bool recomputed = compute_again(w, call, x, m, first, sums, scales);
         if (!recomputed) scales[m] = __builtin_nanf("");
-        remember_fault({w.name(), first + m, recomputed, recomputed ? 0 : damaged_panels(w, w.checksum()).size()});
+        remember_corruption({w.name(), first + m, recomputed, recomputed ? 0 : damaged_panels(w, w.checksum()).size()});
     }
     const size_t outputs = panels_of(call.n), each = call.epilogue == GATED ? 2 : 1;
     parallel(outputs, grain_of(outputs), MAX_THREADS, [&](size_t p, int) {
@@ -101,7 +101,7 @@ void run_checked(const Packed& w, Int8Call call, const float* x, Buffer<float>& 
 
 void run_int8(const Packed& w, const float* x, size_t rows, size_t n, Buffer<float>& scratch, Epilogue epilogue,
               int activation, float* y, size_t y_stride) {
-    if (injecting()) corrupt_weights(w);
+    if (injecting_linears()) corrupt_weights(w);
     Int8Call call{nullptr, nullptr, rows, w.groups(), n, w.int8(), w.scales(), w.offsets(), w.bias(), y, y_stride, epilogue, activation};
     if (w.checksum()) {
         const size_t tile = kernels().int8_rows, fit = MOST_SUMS / (w.panels() * PANEL) / tile * tile;

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ISO_ABI 1
+#define ISO_ABI 2
 #define ISO_NUMERICS_VERSION 1
 
 #if defined(__GNUC__)
@@ -31,10 +31,11 @@ enum {
     ISO_NON_FINITE = 4,     // iso_error_layer() says where
     ISO_CAPACITY = 5,       // a session's cache is full
     ISO_INTERNAL = 6,
+    ISO_IN_USE = 7,         // a session that another thread uses
     ISO_CORRUPTION = 8,     // an int8 linear's checksum failed twice; the sentence says where
 };
 
-enum { ISO_F32 = 0, ISO_BF16 = 1, ISO_INT8 = 2 };                                   // storage of weights
+enum { ISO_F32 = 0, ISO_BF16 = 1, ISO_INT8 = 2 };                      // storage of weights
 enum { ISO_SILU = 0, ISO_GELU_ERF = 1, ISO_GELU_TANH = 2 };            // activations
 enum { ISO_EXP = 0, ISO_LOG = 1, ISO_TANH = 2, ISO_ERF = 3, ISO_FN_SILU = 4, ISO_FN_GELU_ERF = 5, ISO_FN_GELU_TANH = 6 };
 enum { ISO_ADD = 0, ISO_MUL = 1 };
@@ -107,8 +108,9 @@ typedef struct {
     int64_t top_k;
 } iso_sampling;
 
+// mask: ceil(n / 32) words, bit 1 = admitted, or NULL.
 ISO_API int iso_sample(const float* logits, size_t n, const iso_sampling* parameters, const int32_t* history,
-                       size_t history_length, int32_t* token, float* logprob);
+                       size_t history_length, const uint32_t* mask, int32_t* token, float* logprob);
 ISO_API int iso_top_logprobs(const float* logits, size_t n, size_t count, int32_t* ids, float* logprobs);
 ISO_API int iso_logprobs(const float* logits, size_t rows, size_t n, const int32_t* ids, float* logprobs);
 
@@ -134,16 +136,54 @@ ISO_API int iso_decoder_load(iso_decoder* decoder, int tensor, int layer, const 
 ISO_API int iso_decoder_ready(iso_decoder* decoder);  // all tensors there? must precede sessions
 ISO_API void iso_decoder_free(iso_decoder* decoder);  // after its sessions
 ISO_API size_t iso_decoder_bytes(const iso_decoder* decoder);
+ISO_API size_t iso_decoder_cache_bytes(const iso_decoder* decoder, size_t capacity);  // most that such a session takes
+ISO_API size_t iso_decoder_cache_in_use(const iso_decoder* decoder);  // all pages of all sessions, shared ones once
 ISO_API int iso_session_new(iso_decoder* decoder, size_t capacity, iso_session** out);
+ISO_API int iso_session_fork(const iso_session* session, size_t capacity, size_t length, iso_session** out);
 ISO_API void iso_session_free(iso_session* session);
 ISO_API size_t iso_session_length(const iso_session* session);
+ISO_API size_t iso_session_cache_bytes(const iso_session* session);
 ISO_API int iso_session_truncate(iso_session* session, size_t length);
-// logit_rows: 0 none, 1 the last token's, n all. After an error the session's length is what it was before the call.
-ISO_API int iso_session_feed(iso_session* session, const int32_t* tokens, size_t n, size_t logit_rows, float* logits);
-// Feed, digest and sample in one call; logits (vocab) may be NULL. parameters.position is ignored: it is the new length.
-ISO_API int iso_session_step(iso_session* session, const int32_t* tokens, size_t n, const iso_sampling* parameters,
-                             const int32_t* history, size_t history_length, int32_t* token, float* logprob,
-                             uint8_t digest[32], float* logits);
+
+enum {                // what happens to the rows that get logits
+    ISO_DRAW = 0,     // a token is drawn after each, as long as the drawn token is the next of `tokens`
+    ISO_FORCED = 1,   // the next of `tokens` is given its log-probability (the last row: NaN)
+    ISO_LOGITS = 2,   // nothing but the logits
+};
+
+enum {  // operations of a layer whose results can be digested, or damaged by iso_inject
+    ISO_STAGE_ATTENTION_NORM, ISO_STAGE_QKV, ISO_STAGE_ROPE, ISO_STAGE_ATTENTION, ISO_STAGE_ATTENTION_RESIDUAL,
+    ISO_STAGE_MLP_NORM, ISO_STAGE_MLP_INNER, ISO_STAGE_MLP_RESIDUAL, ISO_STAGES,
+};
+
+// One session's part of a step. The last `draws` (0 .. count) tokens get logits. In mode ISO_DRAW, row j draws the token
+// after tokens[count - draws + j] from its own logits, mask row and position, with the history cut to what lies before;
+// drawing stops at the first token that is not tokens[count - draws + j + 1]. The session keeps the tokens up to the one
+// that drew last. Sampling's position is ignored. What lies beyond the accepted rows of the result arrays is arbitrary.
+typedef struct {
+    iso_session* session;
+    const int32_t* tokens;   // count
+    const int32_t* history;  // ids of prompt and answer so far, these tokens included; for the repetition penalty
+    const uint32_t* mask;    // draws x ceil(vocab / 32), bit 1 = admitted; or NULL
+    int32_t* drawn;          // draws
+    float* logprobs;         // draws
+    uint8_t* digests;        // draws x 32
+    float* logits;           // draws x vocab, or NULL
+    uint8_t* trace;          // draws x layers x ISO_STAGES x 32, or NULL
+    uint64_t count, draws, history_length;
+    iso_sampling sampling;
+    int32_t mode;
+    int32_t code, layer, accepted;  // out: as a function's result, iso_error_layer, and rows that count
+    char error[256];                // out
+} iso_item;
+
+// One pass over all layers for all items together. An item's error leaves its session as it was, and the others go on;
+// only a lack of memory for the pass itself is an error of the call, and leaves all sessions as they were.
+ISO_API int iso_decoder_step(iso_decoder* decoder, iso_item* items, size_t count);
+
+// For tests: flip a bit of one element of a stage's result, of the row at a position, in every pass until cleared.
+ISO_API int iso_inject(int layer, int stage, size_t position, size_t element, int bit);
+ISO_API void iso_inject_clear(void);
 
 #ifdef __cplusplus
 }

@@ -43,13 +43,21 @@ struct Int8Call {
     int activation;
 };
 
-// Cache of one layer: keys [kv_head][position / 32][head_dim][32], values [kv_head][panel of 32 dims][position][32].
+// A page of the cache: page b holds positions 256 b .. 256 b + positions - 1, in strips, one a key-value head of a layer:
+// keys [position / 32][head_dim][32], then values [panel of 32 dims][position][32].
+struct CachePage {
+    const float* data;
+    size_t positions;  // at most 256, a multiple of 32
+};
+
 struct AttentionCall {
-    const float *q, *keys, *values;
+    const float* q;
+    const CachePage* pages;
     float* out;
     size_t q_stride, out_stride;  // floats between positions; heads are neighbours
     const int32_t* positions;     // absolute, one a row
-    size_t rows, heads, kv_heads, head_dim, capacity;  // capacity: positions, a multiple of 32
+    size_t rows, heads, kv_heads, head_dim;
+    size_t first_strip;           // of this layer's key-value heads within a page
     float scale, softcap;         // softcap 0: none
     int64_t window;               // 0: none
 };

@@ -17,8 +17,7 @@ class Buffer {
     Buffer() = default;
     explicit Buffer(size_t count) : count_(count) {
         if (!count) return;
-        if (count > SIZE_MAX / sizeof(T) - PAGE) throw std::bad_alloc();
-        bytes_ = (count * sizeof(T) + PAGE - 1) / PAGE * PAGE;
+        bytes_ = bytes_of(count);
         void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
@@ -33,6 +32,12 @@ class Buffer {
     Buffer& operator=(Buffer&& other) noexcept {
         swap(other);
         return *this;
+    }
+
+    // What a buffer of so many elements takes from the system.
+    static size_t bytes_of(size_t count) {
+        if (count > SIZE_MAX / sizeof(T) - PAGE) throw std::bad_alloc();
+        return (count * sizeof(T) + PAGE - 1) / PAGE * PAGE;
     }
 
     T* data() { return data_; }

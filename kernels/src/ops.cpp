@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cache.hpp"
 #include "checksum.hpp"
 #include "failure.hpp"
 #include "isonomy.h"
@@ -177,20 +178,26 @@ int iso_attention(const float* q, const float* k, const float* v, const int32_t*
         // Rows of a tile meet each other's invisible keys as +0 * v (attention.cpp), which needs finite values.
         if (!table.all_finite(v, keys * kv_heads * head_dim))
             throw Failure{ISO_NON_FINITE, "attention: values hold NaN or infinity"};
-        const size_t room = panels_of(keys) * PANEL, panels = panels_of(head_dim);
-        Buffer<float> cached_keys(kv_heads * room * head_dim), cached_values(kv_heads * panels * room * PANEL);
+        Buffer<float> cached(kv_heads * strip_floats(panels_of(keys) * PANEL, head_dim));
+        std::vector<CachePage> pages;
+        std::vector<float*> strips;
+        for (size_t t = 0, at = 0; t < keys; t += PAGE_POSITIONS) {
+            const size_t room = page_positions(keys - t);
+            strips.push_back(cached.data() + at);
+            pages.push_back({cached.data() + at, room});
+            at += kv_heads * strip_floats(room, head_dim);
+        }
         for (size_t t = 0; t < keys; ++t)
-            for (size_t h = 0; h < kv_heads; ++h)
-                for (size_t d = 0; d < head_dim; ++d) {
-                    const size_t from = (t * kv_heads + h) * head_dim + d;
-                    cached_keys[(h * room + t / PANEL * PANEL) * head_dim + d * PANEL + t % PANEL] = k[from];
-                    cached_values[((h * panels + d / PANEL) * room + t) * PANEL + d % PANEL] = v[from];
-                }
+            for (size_t h = 0; h < kv_heads; ++h) {
+                const size_t page = t / PAGE_POSITIONS, room = pages[page].positions, from = (t * kv_heads + h) * head_dim;
+                float* strip = strips[page] + h * strip_floats(room, head_dim);
+                enter(strip, room, t % PAGE_POSITIONS, head_dim, k + from, v + from);
+            }
         AttentionCall call{};
-        call.q = q, call.keys = cached_keys.data(), call.values = cached_values.data(), call.out = y;
+        call.q = q, call.pages = pages.data(), call.out = y;
         call.q_stride = call.out_stride = heads * head_dim;
         call.positions = positions;
-        call.rows = rows, call.heads = heads, call.kv_heads = kv_heads, call.head_dim = head_dim, call.capacity = room;
+        call.rows = rows, call.heads = heads, call.kv_heads = kv_heads, call.head_dim = head_dim;
         call.scale = float(scale), call.softcap = float(softcap), call.window = window;
         const size_t tiles = table.attention_tiles(rows, heads / kv_heads), each = table.attention_scratch(keys, head_dim);
         const int slots = pool_threads();
@@ -248,22 +255,22 @@ int iso_quantise(const void* x, int storage, size_t rows, size_t k, int8_t* q, f
 }
 
 size_t iso_faults(iso_fault* out, size_t room) {
-    const std::vector<Fault> taken = take_faults();
+    const std::vector<Corruption> taken = take_corruptions();
     for (size_t i = 0; i < taken.size() && i < room; ++i) {
-        const Fault& fault = taken[i];
+        const Corruption& fault = taken[i];
         snprintf(out[i].linear, sizeof out[i].linear, "%s", fault.linear.c_str());
         out[i].row = fault.row, out[i].damaged_panels = fault.damaged_panels, out[i].recomputed = fault.recomputed;
     }
     return taken.size();
 }
 
-size_t iso_faults_waiting(void) { return faults_waiting(); }
+size_t iso_faults_waiting(void) { return corruptions_waiting(); }
 
 int iso_inject_linear(int kind, const char* linear, size_t row, size_t element, int bit, int times) {
-    return guarded([&] { inject({kind, linear, row, element, bit, times}); });
+    return guarded([&] { inject_linear({kind, linear, row, element, bit, times}); });
 }
 
-int iso_inject_linear_end(void) { return end_injection(); }
+int iso_inject_linear_end(void) { return end_linear_injection(); }
 
 int iso_blake3(const void* data, size_t bytes, uint8_t digest[32]) {
     return guarded([&] {

@@ -34,10 +34,9 @@ uint64_t mass_of(float e) {  // rint(e * 2^32), ties to even; see masses() in no
 
 using Keys = std::vector<uint64_t>;
 
-Keys keys_of(const float* values, size_t n) {
-    Keys keys(n);
+void keys_of(const float* values, size_t n, Keys& keys) {
+    keys.resize(n);
     for (size_t i = 0; i < n; ++i) keys[i] = rank_key(values[i], uint32_t(i));
-    return keys;
 }
 
 void keep_first_ranks(Keys& keys, size_t count) {
@@ -71,15 +70,34 @@ void keep_mass(Keys& keys, const std::vector<float>& e, double top_p) {
     keys.resize(high);
 }
 
-void penalise(std::vector<float>& l, float penalty, const int32_t* history, size_t history_length) {
-    std::vector<int32_t> ids(history, history + history_length);
-    std::sort(ids.begin(), ids.end());
-    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
-    for (const int32_t id : ids) {
+// Once for each distinct id: `seen` has a bit a token.
+void penalise(std::vector<float>& l, float penalty, const int32_t* history, size_t history_length, std::vector<uint64_t>& seen) {
+    seen.assign(l.size() / 64 + 1, 0);
+    for (size_t i = 0; i < history_length; ++i) {
+        const int32_t id = history[i];
         if (id < 0 || size_t(id) >= l.size()) bad_argument("history holds id " + std::to_string(id) + ", which is no token");
+        uint64_t& word = seen[size_t(id) / 64];
+        const uint64_t bit = uint64_t(1) << (id % 64);
+        if (word & bit) continue;
+        word |= bit;
         float& value = l[size_t(id)];
         value = value > 0.0f ? value / penalty : value * penalty;
     }
+}
+
+// Leaves the admitted values, in the order of their ids.
+void apply_mask(const uint32_t* mask, std::vector<float>& l, std::vector<int32_t>& ids) {
+    ids.clear();
+    const size_t n = l.size();
+    for (size_t first = 0; first < n; first += 32) {
+        const size_t end = n - first < 32 ? n : first + 32;
+        uint32_t bits = mask[first / 32];
+        for (size_t id = first; bits && id < end; ++id, bits >>= 1)
+            if (bits & 1) ids.push_back(int32_t(id));
+    }
+    require(!ids.empty(), "the mask admits no token");
+    for (size_t i = 0; i < ids.size(); ++i) l[i] = l[size_t(ids[i])];
+    l.resize(ids.size());
 }
 
 }  // namespace
@@ -99,46 +117,52 @@ void check_sampling(const iso_sampling& p) {
     require(p.repetition_penalty <= MAX && float(p.repetition_penalty) > 0, "repetition_penalty must be positive and finite");
 }
 
-void sample(const float* logits, size_t n, const iso_sampling& p, uint32_t position, const int32_t* history,
-            size_t history_length, int32_t* token, float* logprob) {
+void sample(const float* logits, size_t vocab, const iso_sampling& p, uint32_t position, const int32_t* history,
+            size_t history_length, const uint32_t* mask, SampleScratch& s, int32_t* token, float* logprob) {
     const Kernels& k = kernels();
-    const LogProbabilities raw(logits, n);
+    const LogProbabilities raw(logits, vocab);
     const float penalty = float(p.repetition_penalty), temperature = float(p.temperature);
 
-    std::vector<float> l(logits, logits + n);
-    if (penalty != 1.0f) penalise(l, penalty, history, history_length);
-    const auto drawn = [&]() -> size_t {
-        if (temperature == 0.0f) return k.argmax(l.data(), n);
+    // Values of the admitted ids; value i is that of id i where there is no mask, else of id admitted[i].
+    std::vector<float>& l = s.values;
+    l.assign(logits, logits + vocab);
+    if (penalty != 1.0f) penalise(l, penalty, history, history_length, s.seen);
+    if (mask) apply_mask(mask, l, s.admitted);
+    const size_t n = l.size();
+    const auto id_at = [&](size_t i) { return mask ? s.admitted[i] : int32_t(i); };
+
+    const auto drawn = [&]() -> int32_t {
+        if (temperature == 0.0f) return id_at(k.argmax(l.data(), n));
         if (temperature != 1.0f) k.divide(l.data(), temperature, n);
         require(k.all_finite(l.data(), n), "the temperature or the penalty makes a logit overflow: use a larger temperature");
         const NoiseKey key{p.seed, position, p.candidate};
         const bool top_k = p.top_k > 0 && uint64_t(p.top_k) < n, top_p = p.top_p < 1.0, min_p = p.min_p > 0.0;
-        if (!top_k && !top_p && !min_p) return k.noisy_argmax(l.data(), nullptr, n, key);
+        if (!top_k && !top_p && !min_p) return id_at(k.noisy_argmax(l.data(), mask ? s.admitted.data() : nullptr, n, key));
 
-        Keys keys = keys_of(l.data(), n);
+        Keys& keys = s.keys;
+        keys_of(l.data(), n, keys);
         if (top_k) keep_first_ranks(keys, size_t(p.top_k));
-        std::vector<float> e;
         if (top_p || min_p) {
-            e.resize(n);
-            k.masses(l.data(), k.maximum(l.data(), n), e.data(), n);
+            s.e.resize(n);
+            k.masses(l.data(), k.maximum(l.data(), n), s.e.data(), n);
         }
-        if (top_p) keep_mass(keys, e, p.top_p);
-        std::vector<int32_t> ids;
-        ids.reserve(keys.size());
+        if (top_p) keep_mass(keys, s.e, p.top_p);
+        s.ids.clear();
         for (const uint64_t rank : keys)
-            if (!min_p || e[size_t(id_of(rank))] >= float(p.min_p)) ids.push_back(id_of(rank));
-        std::sort(ids.begin(), ids.end());
-        std::vector<float> values(ids.size());
-        for (size_t i = 0; i < ids.size(); ++i) values[i] = l[size_t(ids[i])];
-        return size_t(ids[k.noisy_argmax(values.data(), ids.data(), ids.size(), key)]);
+            if (!min_p || s.e[size_t(id_of(rank))] >= float(p.min_p)) s.ids.push_back(id_of(rank));
+        std::sort(s.ids.begin(), s.ids.end());
+        s.survivors.resize(s.ids.size());
+        for (size_t i = 0; i < s.ids.size(); ++i) s.survivors[i] = l[size_t(s.ids[i])];
+        for (int32_t& id : s.ids) id = id_at(size_t(id));
+        return s.ids[k.noisy_argmax(s.survivors.data(), s.ids.data(), s.ids.size(), key)];
     };
-    const size_t id = drawn();
-    *token = int32_t(id);
-    *logprob = raw.of(id);
+    *token = drawn();
+    *logprob = raw.of(size_t(*token));
 }
 
 void top_ranks(const float* logits, size_t n, size_t count, int32_t* ids) {
-    Keys keys = keys_of(logits, n);
+    Keys keys;
+    keys_of(logits, n, keys);
     std::partial_sort(keys.begin(), keys.begin() + ptrdiff_t(count), keys.end(), std::greater<uint64_t>());
     for (size_t i = 0; i < count; ++i) ids[i] = id_of(keys[i]);
 }

@@ -149,7 +149,8 @@ def test_replay(said: Said, run: Run, log: Path) -> None:
     call_id = said.json["call_id"]
     told = run("replay", call_id, "--log", log)
     assert (told.status, told.err) == (0, "")
-    assert told.out.startswith(f"{call_id}  verified: 1 event equal; 1 generation re-executed, 8 ")
+    assert told.out.startswith(f"{call_id}  verified: 1 event equal; 1 generation re-executed ")
+    assert told.out.endswith(", 8 token steps bit for bit\n")
     told = run("replay", call_id, "--log", log, "--json")
     assert told.status == 0
     assert told.json["status"] == "verified"
@@ -178,7 +179,7 @@ def test_replay_diverged(run: Run, log: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         replay,
         "replay_separately",
-        lambda call, plugins: Replayed(call_id=call.call_id, status="diverged", reason="so"),
+        lambda call, **options: Replayed(call_id=call.call_id, status="diverged", reason="so"),
         raising=False,
     )
     told = run("replay", "--all", "--log", log)

@@ -169,9 +169,9 @@ W = np.zeros(8, np.float32)
             "multiple of kv_heads",
         ),
         (
-            lambda: kernels.rope_frequencies(8, 1e4, {"rope_type": "yarn"}),
+            lambda: kernels.rope_frequencies(8, 1e4, {"rope_type": "dynamic"}),
             kernels.UnsupportedError,
-            "rope type 'yarn' is not supported; available: default, linear, llama3",
+            "rope type 'dynamic' is not supported; available: default, linear, llama3, yarn",
         ),
         (
             lambda: kernels.rope_frequencies(8, 1e4, {"type": "linear"}),

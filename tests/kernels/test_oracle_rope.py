@@ -20,6 +20,14 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "short_factor": [1.0, 1.25, 1.1, 3, 2.7, 8.125],
+}
+
 KINDS_OF_ROPE = {
     "plain 10000": (64, 10000.0, None),
     "plain 500000": (128, 500000.0, None),
@@ -43,6 +51,20 @@ KINDS_OF_ROPE = {
         10000.0,
         LLAMA3 | {"factor": 2.3, "original_max_position_embeddings": 64},
     ),
+    "yarn": (128, 1e6, YARN),
+    "yarn, not truncated": (64, 150000.0, YARN | {"factor": 32.0, "truncate": False}),
+    "yarn, other bounds": (
+        48,
+        10000.0,
+        YARN | {"beta_fast": 17.5, "beta_slow": 0.3, "factor": 2.7},
+    ),
+    "yarn, a ramp of one point": (
+        16,
+        10000.0,
+        YARN | {"original_max_position_embeddings": 6, "beta_fast": 2, "beta_slow": 1},
+    ),
+    "yarn, a ramp that falls": (8, 5.0, YARN),
+    "longrope, its short table": (12, 10000.0, LONGROPE),
 }
 
 
@@ -52,6 +74,56 @@ def test_frequencies(name):
     got = kernels.rope_frequencies(rotary, theta, scaling)
     assert got.dtype == np.float64
     assert got.tolist() == rope.frequencies(rotary, theta, scaling)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        YARN,
+        YARN | {"factor": 1.0},
+        YARN | {"factor": 3.7},
+        YARN | {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 1.0},
+        YARN | {"factor": 40, "mscale": 1, "mscale_all_dim": 0.3},
+        YARN | {"mscale": 0.707, "mscale_all_dim": 0.0},
+        YARN | {"attention_factor": 1.2, "mscale": 0.707, "mscale_all_dim": 1.0},
+        LONGROPE,
+        LONGROPE | {"factor": 1.0},
+        LONGROPE | {"attention_factor": 1.19},
+    ],
+)
+def test_attention_factor(scaling):
+    got = kernels.rope_attention_factor(scaling)
+    assert got == rope.attention_factor(scaling)
+    assert (got == 1.0) == (scaling["factor"] == 1.0)
+
+
+def test_kinds_without_an_attention_factor():
+    assert kernels.rope_attention_factor() == 1.0
+    assert kernels.rope_attention_factor(LLAMA3 | {"attention_factor": 2.0}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("theta", "scaling", "said"),
+    [
+        (1.0, YARN, "theta must be above 1"),
+        (10000.0, YARN | {"factor": None}, "factor"),
+        (10000.0, YARN | {"beta_fast": -1.0}, "beta_fast"),
+        (10000.0, {"rope_type": "yarn", "factor": 2.0}, "original_max_position_embeddings"),
+        (10000.0, LONGROPE | {"short_factor": [1.0]}, "short_factor must be a list of 6 numbers"),
+        (10000.0, LONGROPE | {"short_factor": [1.0] * 5 + [True]}, "short_factor"),
+    ],
+)
+def test_numbers_out_of_range(theta, scaling, said):
+    with pytest.raises(kernels.ArgumentError, match=said):
+        kernels.rope_frequencies(12, theta, scaling)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "proportional", "su", ""])
+def test_kinds_that_are_not_covered(kind):
+    with pytest.raises(kernels.UnsupportedError, match="rope type"):
+        kernels.rope_frequencies(12, 10000.0, {"rope_type": kind})
+    with pytest.raises(kernels.UnsupportedError, match="rope type"):
+        kernels.rope_attention_factor({"rope_type": kind})
 
 
 def test_frequencies_are_not_those_of_binary64_arithmetic():

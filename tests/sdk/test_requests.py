@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 import pytest
-from tests.sdk.world import Memory, Scripted
+from tests.sdk.world import Memory, Scripted, payloads, request_in
 
 from isonomy.sdk import (
     Document,
@@ -21,7 +21,14 @@ from isonomy.sdk import (
     ToolCall,
     ToolResult,
 )
-from isonomy.sdk.requests import as_documents, as_messages, checked, merged, new_call_id
+from isonomy.sdk.requests import (
+    as_documents,
+    as_messages,
+    as_response_format,
+    checked,
+    merged,
+    new_call_id,
+)
 
 ALL_PARTS = (Text("a"), ToolCall("1", "f", {"x": [1]}), ToolResult("1", "r"), Image("ref"))
 
@@ -189,3 +196,36 @@ def test_call_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
         bits |= id.int ^ ids[0].int
     assert bits & (1 << 62) - 1 == (1 << 62) - 1  # every random bit takes both values
     assert bits >> 64 & 0xFFF == 0xFFF
+
+
+def test_a_response_format_is_recorded_and_reaches_the_backend_as_the_record_has_it() -> None:
+    asked: dict[str, Any] = {"type": "json_schema", "json_schema": {"schema": {"enum": (1, 2)}}}
+    backend, log = Scripted(), Memory()
+    with Guard(backend, [], log) as guard:
+        guard.chat("a", response_format=asked)
+        guard.chat("a")
+    expected = {"json_schema": {"schema": {"enum": [1, 2]}}, "type": "json_schema"}
+    assert [request.response_format for request in backend.requests] == [expected, None]
+    assert str(backend.requests[0].response_format) == str(expected)  # the order of keys too
+    recorded = [request_in(entry) for entry in log.entries if "request" in payloads(entry)]
+    assert [content.response_format for content in recorded] == [expected, None]
+    asked["json_schema"]["schema"]["enum"] = "changed"
+    assert backend.requests[0].response_format == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "json",
+        ["json_object"],
+        {"type": {1: 2}},
+        {"type": [float("nan")]},
+        {"type": {"set"}},
+        {"type": b"bytes"},
+        {"type": "\ud800"},
+        endless(),
+    ],
+)
+def test_response_formats_that_are_no_json(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^response_format"):
+        as_response_format(given)

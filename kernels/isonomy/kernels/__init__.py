@@ -6,7 +6,8 @@ kernels/NUMERICS.md; `NUMERICS_VERSION` is its version. Needs numpy (extra `loca
 
 from __future__ import annotations
 
-from isonomy.kernels.decoder import Decoder, DecoderConfig, Session, StepResult, expected_shapes
+from isonomy.kernels.configuration import DecoderConfig, expected_shapes
+from isonomy.kernels.decoder import Decoder
 from isonomy.kernels.errors import (
     ArgumentError,
     CapacityError,
@@ -47,7 +48,7 @@ from isonomy.kernels.ops import (
     tanh,
 )
 from isonomy.kernels.quantised import Quantised, quantise_rows
-from isonomy.kernels.rotary import rope_frequencies, rope_tables
+from isonomy.kernels.rotary import rope_attention_factor, rope_frequencies, rope_tables
 from isonomy.kernels.sampling import (
     GREEDY,
     Sampled,
@@ -57,11 +58,14 @@ from isonomy.kernels.sampling import (
     sample,
     top_logprobs,
 )
+from isonomy.kernels.session import Session, StepResult
+from isonomy.kernels.steps import STAGES, StepItem, StepsResult
 
 __all__ = [
     "CHAIN_START",
     "GREEDY",
     "NUMERICS_VERSION",
+    "STAGES",
     "ArgumentError",
     "CapacityError",
     "CorruptionError",
@@ -80,7 +84,9 @@ __all__ = [
     "SamplingParams",
     "Session",
     "ShapeError",
+    "StepItem",
     "StepResult",
+    "StepsResult",
     "UnsupportedError",
     "WeightsError",
     "add",
@@ -104,6 +110,7 @@ __all__ = [
     "quantise_rows",
     "rms_norm",
     "rope",
+    "rope_attention_factor",
     "rope_frequencies",
     "rope_tables",
     "row_sum",

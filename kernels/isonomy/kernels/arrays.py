@@ -5,7 +5,8 @@ Nothing is converted silently: a float64 array is refused, a strided one is copi
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+import ctypes
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,10 @@ def widened(x: Weights) -> Floats:
     return (x.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def address(x: npt.NDArray[Any]) -> int:
-    """Where the array's elements lie."""
-    return int(x.ctypes.data)
+def address(x: npt.NDArray[Any] | bytearray) -> int:
+    """Where the elements of a C-contiguous array lie; 0 of an empty bytearray."""
+    try:
+        # A fifth of the time of x.ctypes; numpy's arrays are buffers, whatever their stubs say.
+        return ctypes.addressof(ctypes.c_char.from_buffer(cast(bytearray, x)))
+    except (TypeError, ValueError):  # read-only, or empty
+        return 0 if isinstance(x, bytearray) else int(x.ctypes.data)

@@ -40,7 +40,7 @@ from isonomy.kernels.errors import (
     UnsupportedError,
 )
 
-ABI = 1
+ABI = 2
 NUMERICS_VERSION = 1
 FILE_NAME = "libisonomy_kernels" + (".dylib" if sys.platform == "darwin" else ".so")
 
@@ -127,7 +127,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # result, arguments
     "iso_blake3": (c_int, (_P, _N, _P)),
     "iso_step_digests": (c_int, (_P, _N, _N, _P)),
     "iso_philox": (c_int, (c_uint64, POINTER(c_uint32), POINTER(c_uint32))),
-    "iso_sample": (c_int, (_P, _N, _SAMPLING, _P, _N, _P, _P)),
+    "iso_sample": (c_int, (_P, _N, _SAMPLING, _P, _N, _P, _P, _P)),
     "iso_top_logprobs": (c_int, (_P, _N, _N, _P, _P)),
     "iso_logprobs": (c_int, (_P, _N, _N, _P, _P)),
     "iso_decoder_new": (c_int, (POINTER(Config), _HANDLE)),
@@ -135,12 +135,17 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # result, arguments
     "iso_decoder_ready": (c_int, (_P,)),
     "iso_decoder_free": (None, (_P,)),
     "iso_decoder_bytes": (c_size_t, (_P,)),
+    "iso_decoder_cache_bytes": (c_size_t, (_P, _N)),
+    "iso_decoder_cache_in_use": (c_size_t, (_P,)),
+    "iso_decoder_step": (c_int, (_P, _P, _N)),
     "iso_session_new": (c_int, (_P, _N, _HANDLE)),
+    "iso_session_fork": (c_int, (_P, _N, _N, _HANDLE)),
     "iso_session_free": (None, (_P,)),
     "iso_session_length": (c_size_t, (_P,)),
+    "iso_session_cache_bytes": (c_size_t, (_P,)),
     "iso_session_truncate": (c_int, (_P, _N)),
-    "iso_session_feed": (c_int, (_P, _P, _N, _N, _P)),
-    "iso_session_step": (c_int, (_P, _P, _N, _SAMPLING, _P, _N, _P, _P, _P, _P)),
+    "iso_inject": (c_int, (_I, _I, _N, _N, _I)),
+    "iso_inject_clear": (None, ()),
 }
 
 
@@ -244,22 +249,25 @@ def _names(text: bytes) -> tuple[str, ...]:
     return tuple(text.decode().split(","))
 
 
-def _check(library: ctypes.CDLL, code: int) -> None:
-    if not code:
-        return
-    message = library.iso_last_error().decode(errors="replace")
+def error_of(code: int, message: str, layer: int) -> KernelError:
+    """The error that a result code of the library stands for."""
     if code == 4:
-        layer = library.iso_error_layer()
         if layer >= 0:
-            raise NonFiniteError(message, layer=layer, where=f"layer {layer}")
-        raise NonFiniteError(message, where="output" if layer == _LAYER_OUTPUT else "")
+            return NonFiniteError(message, layer=layer, where=f"layer {layer}")
+        return NonFiniteError(message, where="output" if layer == _LAYER_OUTPUT else "")
     errors: dict[int, type[KernelError]] = {
         1: ArgumentError,
         2: OutOfMemoryError,
         5: CapacityError,
         8: CorruptionError,
     }
-    raise errors.get(code, KernelError)(message)
+    return errors.get(code, KernelError)(message)
+
+
+def _check(library: ctypes.CDLL, code: int) -> None:
+    if code:
+        message = library.iso_last_error().decode(errors="replace")
+        raise error_of(code, message, library.iso_error_layer())
 
 
 def check(code: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isonomy.kernels.arrays import Floats, address, floats, ids
-from isonomy.kernels.errors import ArgumentError
+from isonomy.kernels.errors import ArgumentError, DtypeError, ShapeError
 from isonomy.kernels.library import Sampling, check, load
 
 
@@ -69,8 +69,27 @@ def parameters_of(params: SamplingParams, position: int = 0) -> Sampling:
     )
 
 
+def mask_of(mask: npt.NDArray[np.uint32], rows: int, vocab: int) -> npt.NDArray[np.uint32]:
+    """`mask` as C-contiguous uint32 `[rows, ceil(vocab / 32)]`; one row may come without its axis.
+
+    Raises:
+        DtypeError, ShapeError: it is something else.
+    """
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint32:
+        raise DtypeError("mask", "a uint32 array", getattr(mask, "dtype", type(mask).__name__))
+    words = (vocab + 31) // 32
+    if mask.shape != (rows, words) and (rows != 1 or mask.shape != (words,)):
+        raise ShapeError("mask", f"({rows}, {words}): a bit a token", mask.shape)
+    return np.ascontiguousarray(mask)
+
+
 def sample(
-    logits: Floats, params: SamplingParams, *, position: int, history: npt.ArrayLike = ()
+    logits: Floats,
+    params: SamplingParams,
+    *,
+    position: int,
+    history: npt.ArrayLike = (),
+    mask: npt.NDArray[np.uint32] | None = None,
 ) -> Sampled:
     """Draw one token.
 
@@ -79,13 +98,15 @@ def sample(
         params: how.
         position: absolute position that the token will take (the number of tokens before it).
         history: ids of prompt and answer so far, for the repetition penalty.
+        mask: uint32 `[ceil(V / 32)]`, bit `i % 32` of word `i // 32` admits token i; None: all.
 
     Raises:
         NonFiniteError: a logit is NaN or infinite.
-        ArgumentError: a parameter is out of its range.
+        ArgumentError: a parameter is out of its range, or the mask admits nothing.
     """
     logits = floats("logits", logits, 1)
     past = ids("history", history)
+    admitted = None if mask is None else mask_of(mask, 1, logits.shape[0])
     record = parameters_of(params, position)
     token, logprob = ctypes.c_int32(), ctypes.c_float()
     check(
@@ -95,6 +116,7 @@ def sample(
             ctypes.byref(record),
             address(past),
             past.shape[0],
+            None if admitted is None else address(admitted),
             ctypes.addressof(token),
             ctypes.addressof(logprob),
         )

@@ -73,6 +73,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     call_id: str
     records: tuple[StoredRecord, ...]
     plugins: tuple[str, ...] = ()
+    regenerate: bool = False
+    deep: bool = False
 
 
 def _deny(event: str, arguments: tuple[Any, ...]) -> None:
@@ -100,7 +102,9 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a plugin prints is not the result
     sys.addaudithook(_deny)
     stored = StoredCall(call_id=task.call_id, records=task.records)
-    result: Replayed = replay_call(stored, plugins=task.plugins)
+    result: Replayed = replay_call(
+        stored, plugins=task.plugins, regenerate=task.regenerate, deep=task.deep
+    )
     results.write(msgspec.json.encode(result))
     results.flush()
 

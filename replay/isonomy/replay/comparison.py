@@ -106,6 +106,8 @@ def first_step(old: TokenTrace | None, new: TokenTrace | None) -> dict[str, Any]
         ):
             if one != other:
                 return {"where": where, "step": step, "recorded": one, "replayed": other}
+    if old.chain == new.chain:
+        return None
     return {
         "where": "chain",
         "step": None,

@@ -2,8 +2,9 @@
 
 `Playback` is a `World` like `isonomy.sdk.trail.Live`, so that a replay runs the very pipeline of
 the live call. Effects, secrets and the answers of remote models come from the record; a
-deterministic backend, where one is given, answers anew. What is asked for in another order, or not
-in the record at all, stops the replay with the check's name: it never goes live quietly.
+deterministic backend, where one is given, answers anew, with the recorded tokens as guesses where
+it can use them (`isonomy.sdk.generation.Verifier`). What is asked for in another order, or not in
+the record at all, stops the replay with the check's name: it never goes live quietly.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Playback:
         events: the call's recorded events, in sequence.
         messages: the call's message table, for the requests of checks that were cut short.
         backend: a deterministic backend that answers anew; `None` hands back recorded answers.
+        regenerate: have it answer token by token, even if it can verify.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class Playback:
         events: Sequence[Event],
         messages: Mapping[int, Message] | None = None,
         backend: Backend | None = None,
+        *,
+        regenerate: bool = False,
     ) -> None:
-        self._backend = backend
+        self._verifies = not regenerate and bool(getattr(backend, "verifies", False))
         self._live = Live(backend) if backend is not None else None
         self._messages = messages or {}
         self._timeouts = _timeouts(events)
@@ -128,10 +132,17 @@ class Playback:
                 )
             self._answers.popleft()
         if self._live is not None:
-            return self._live.generate(request)
+            return self._anew(self._live, request, recorded)
         if isinstance(recorded, BackendFailed):
             raise _recorded_error(recorded)
         return recorded.generation
+
+    def _anew(
+        self, live: Live, request: Request, recorded: Generated | BackendFailed
+    ) -> Generation:
+        if self._verifies and isinstance(recorded, Generated):
+            return live.generate(request, recorded=recorded.generation)
+        return live.generate(request)
 
     async def agenerate(self, request: Request, asker: Asker) -> Generation:
         """Like `generate`."""
@@ -158,7 +169,7 @@ class Playback:
         if self._live is None:
             return event
         request = Request(messages=self.said(event), sampling=event.sampling)
-        return msgspec.structs.replace(event, generation=self._live.generate(request))
+        return msgspec.structs.replace(event, generation=self._anew(self._live, request, event))
 
     def said(self, event: Generated) -> tuple[Message, ...]:
         """Return the messages of a recorded request."""
@@ -232,4 +243,7 @@ def without_evidence(event: Event) -> dict[str, Any]:
     if generation is not None:
         for name in ("attempts", "runtime", "timings", "raw"):
             generation.pop(name)
+        if generation["tokens"] is not None:
+            # Taken only where it was asked for; a deep replay compares it.
+            generation["tokens"].pop("layers", None)
     return plain

@@ -122,19 +122,31 @@ class ReplayLog:
             source.connection.close()
             raise
 
-    def replay(self, call_id: str, *, plugins: Collection[str] = ()) -> Replayed:
+    def replay(
+        self,
+        call_id: str,
+        *,
+        plugins: Collection[str] = (),
+        regenerate: bool = False,
+        deep: bool = False,
+    ) -> Replayed:
         """Re-execute a call in a child process and compare every bit; see `replaying`.
 
         Args:
             call_id: its id, or the beginning of one.
             plugins: modules that the replay may import, besides Isonomy's own.
+            regenerate: have the model answer token by token, instead of computing all tokens of the
+                recorded answer in one pass; the same result, later.
+            deep: name the first layer and operation that differ.
 
         Raises:
             NoSuchCall: there is no such call.
         """
         from .separate import replay_separately
 
-        return replay_separately(self.call(call_id), plugins=plugins)
+        return replay_separately(
+            self.call(call_id), plugins=plugins, regenerate=regenerate, deep=deep
+        )
 
     def refresh(self, *, rebuild: bool = False) -> Ingested:
         """Bring `audit.duckdb` up to date, in a subprocess; with `rebuild`, from nothing.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,7 @@ from isonomy.sdk.vocabulary import Call
 from isonomy.sdk.workers import Workers
 
 from .comparison import Difference, first_difference
+from .deep import Depth, differing_layers, look
 from .playback import Playback
 from .stored import StoredCall
 
@@ -34,16 +35,18 @@ if TYPE_CHECKING:
     from isonomy.sdk import Guard
 
 Status = Literal["verified", "diverged", "refused"]
+Mode = Literal["in one pass", "token by token"]
 EXIT_STATUS: dict[Status, int] = {"verified": 0, "diverged": 1, "refused": 2}
 
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """What a replay came to.
 
-    `events` were compared, among them `generations`, of which `reexecuted` were generated anew, bit
-    for bit, over `steps` token steps; `stand_ins` are the recorded answers and failures that stood
-    in for a model that can't be asked again. `difference` is the first difference of a diverged
-    replay, `reason` why a replay was refused or stopped.
+    `events` were compared, among them `generations`, of which `reexecuted` were computed anew, bit
+    for bit, over `steps` token steps, in the way that `mode` names; `stand_ins` are the recorded
+    answers and failures that stood in for a model that can't be asked again. `difference` is the
+    first difference of a diverged replay, `reason` why a replay was refused or stopped, `deep` what
+    a deep replay found.
     """
 
     call_id: str
@@ -53,8 +56,10 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     reexecuted: int = 0
     stand_ins: int = 0
     steps: int = 0
+    mode: Mode | None = None
     difference: Difference | None = None
     reason: str | None = None
+    deep: Depth | None = None
 
     @property
     def exit_status(self) -> int:
@@ -65,12 +70,18 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
         """Return the result in one line."""
         if self.status == "refused":
             return f"refused: {self.reason}"
-        if self.status == "diverged":
-            found = self.difference.sentence() if self.difference else self.reason
-            return f"diverged: {found}"
+        told = self._diverged() if self.status == "diverged" else self._verified()
+        return told if self.deep is None else f"{told}; {self.deep.sentence()}"
+
+    def _diverged(self) -> str:
+        found = self.difference.sentence() if self.difference else self.reason
+        how = f" (re-executed {self.mode})" if self.mode else ""
+        return f"diverged: {found}{how}"
+
+    def _verified(self) -> str:
         told = f"verified: {_plural(self.events, 'event')} equal"
-        if self.reexecuted:
-            told += f"; {_plural(self.reexecuted, 'generation')} re-executed"
+        if self.mode:
+            told += f"; {_plural(self.reexecuted, 'generation')} re-executed {self.mode}"
             told += f", {_plural(self.steps, 'token step')} bit for bit"
         if self.stand_ins:
             answers = self.generations - self.reexecuted
@@ -84,6 +95,11 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+class _How(NamedTuple):
+    regenerate: bool
+    deep: bool
+
+
 class Refusal(Exception):
     """Something that the replay needs is not there."""
 
@@ -93,29 +109,37 @@ def replay_call(
     *,
     plugins: Collection[str] = (),
     guard: Guard | None = None,
+    regenerate: bool = False,
+    deep: bool = False,
 ) -> Replayed:
     """Replay a stored call in this process.
+
+    A deterministic backend that can (`isonomy.sdk.generation.Verifier`) computes an answer in one
+    pass over the recorded tokens. The result is that of `regenerate`, many times sooner.
 
     Args:
         stored: the call as read from a log.
         plugins: modules whose checks and backends may be imported, besides Isonomy's own.
         guard: whose policy and backend to use, callables included, instead of building them from
             the record.
+        regenerate: have the model answer token by token instead.
+        deep: look below the first differing token step for the first differing layer; see `deep`.
     """
+    how = _How(regenerate, deep)
     try:
         intent, result = _complete(stored)
         policy = guard.policy if guard is not None else _policy_of(stored, plugins)
         _require_same_checks(intent, policy)
         if not intent.identity.deterministic:
-            return _perform(stored, intent, result, policy, None)
+            return _perform(stored, intent, result, policy, None, how)
         if not any(isinstance(event, Generated | BackendFailed) for event in stored.events):
-            return _perform(stored, intent, result, policy, None)
+            return _perform(stored, intent, result, policy, None, how)
         if guard is not None:
             _require_same_model(intent.identity, guard.backend.identity())
-            return _perform(stored, intent, result, policy, guard.backend)
+            return _perform(stored, intent, result, policy, guard.backend, how)
         backend = _backend_of(intent.identity, plugins)
         try:
-            return _perform(stored, intent, result, policy, backend)
+            return _perform(stored, intent, result, policy, backend, how)
         finally:
             backend.close()
     except Refusal as refusal:
@@ -264,12 +288,17 @@ def _require_same_model(recorded: Identity, present: Identity) -> None:
 
 
 def _perform(
-    stored: StoredCall, intent: Intent, result: Result, policy: Policy, backend: Backend | None
+    stored: StoredCall,
+    intent: Intent,
+    result: Result,
+    policy: Policy,
+    backend: Backend | None,
+    how: _How,
 ) -> Replayed:
     """Perform the call in the recorded world and compare."""
     request, events, table = stored.request, stored.events, stored.messages
     assert request is not None
-    world = Playback(events, table, backend)
+    world = Playback(events, table, backend, regenerate=how.regenerate)
     trails: list[Trail] = []
     workers = Workers()
     messages = tuple(table[number] for number in request.messages)
@@ -304,26 +333,36 @@ def _perform(
     finally:
         workers.close()
     (trail,) = trails
-    counted = _count(trail.events, backend)
     if world.stopped is not None:
-        return Replayed(
-            call_id=stored.call_id,
-            status="diverged",
-            difference=_difference_before_the_stop(events, trail.events),
-            reason=str(world.stopped),
-            **counted,
+        difference = _difference_before_the_stop(events, trail.events)
+    else:
+        difference = (
+            first_difference(events, trail.events)
+            or _differing_messages(stored, trail)
+            or _differing_result(result, stored.output, reply, error)
         )
-    difference = (
-        first_difference(events, trail.events)
-        or _differing_messages(stored, trail)
-        or _differing_result(result, stored.output, reply, error)
-    )
+    same = difference is None and world.stopped is None
+    depth: Depth | None = None
+    if how.deep:
+        depth = look(events, trail.events, difference, backend, same=same)
+        difference = difference or differing_layers(events, depth)
     return Replayed(
         call_id=stored.call_id,
-        status="diverged" if difference else "verified",
+        status="verified" if same and difference is None else "diverged",
         difference=difference,
-        **counted,
+        reason=str(world.stopped) if world.stopped is not None else None,
+        mode=_mode(trail.events, backend, how),
+        deep=depth,
+        **_count(trail.events, backend),
     )
+
+
+def _mode(replayed: Sequence[Event], backend: Backend | None, how: _How) -> Mode | None:
+    """Return how answers were computed; `None` where none were."""
+    if backend is None or not any(isinstance(event, Generated) for event in replayed):
+        return None
+    verified = getattr(backend, "verifies", False) and not how.regenerate
+    return "in one pass" if verified else "token by token"
 
 
 def _count(replayed: Sequence[Event], backend: Backend | None) -> dict[str, Any]:
@@ -402,11 +441,13 @@ def _outside(type: str, where: str, recorded: Any, replayed: Any) -> Difference:
     )
 
 
-def replay_with_guard(guard: Guard, call_id: str) -> Replayed:
+def replay_with_guard(
+    guard: Guard, call_id: str, *, regenerate: bool = False, deep: bool = False
+) -> Replayed:
     """Replay a call of the guard's own log with the guard's own policy and backend."""
     from .reading import ReplayLog
 
     if guard.log is None:
         raise IsonomyError("this guard has no log, so there is nothing to replay. Pass log=DIR.")
     with ReplayLog(guard.log.path) as log:
-        return replay_call(log.call(call_id), guard=guard)
+        return replay_call(log.call(call_id), guard=guard, regenerate=regenerate, deep=deep)

@@ -20,16 +20,29 @@ _SWITCHES = ("-B", "-P")
 
 
 def replay_separately(
-    stored: StoredCall, *, plugins: Collection[str] = (), timeout: float = 3600.0
+    stored: StoredCall,
+    *,
+    plugins: Collection[str] = (),
+    regenerate: bool = False,
+    deep: bool = False,
+    timeout: float = 3600.0,
 ) -> Replayed:
     """Replay a stored call in a child process without network, subprocesses or writes.
 
     Args:
         stored: the call.
         plugins: modules that the child may import, besides Isonomy's own.
+        regenerate: answer token by token; see `replay_call`.
+        deep: look for the first differing layer; see `replay_call`.
         timeout: seconds after which the child is ended and the replay refused.
     """
-    task = Task(call_id=stored.call_id, records=stored.records, plugins=tuple(plugins))
+    task = Task(
+        call_id=stored.call_id,
+        records=stored.records,
+        plugins=tuple(plugins),
+        regenerate=regenerate,
+        deep=deep,
+    )
     environment = {
         name: value
         for name, value in os.environ.items()

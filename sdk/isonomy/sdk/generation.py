@@ -8,7 +8,7 @@ other backend is replayed from its recorded generation.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -50,13 +50,15 @@ class Usage(msgspec.Struct, frozen=True):
     output_tokens: int | None = None
 
 
-class TokenTrace(msgspec.Struct, frozen=True, kw_only=True):
+class TokenTrace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Evidence of every step of a generation on a deterministic backend.
 
     `ids` has n entries. `logprobs` is n little-endian binary32 numbers, `digests` n times 32 bytes
     (BLAKE3 of each step's logits), `chain` the 32 bytes of the running chain after the last step.
     `texts` are the pieces of text the tokens stand for, and joined give the decoded text before
-    stop strings were cut.
+    stop strings were cut. `layers` is empty unless the backend was asked for it: digests of 32
+    bytes, [step][layer][stage], as in `LayerTrace`. Where it is empty it is not written, so a
+    record without it has the bytes that it had before this field existed.
     """
 
     ids: tuple[int, ...]
@@ -64,6 +66,22 @@ class TokenTrace(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: bytes
     digests: bytes
     chain: bytes
+    layers: bytes = b""
+
+
+class LayerTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """What every layer computed at every step, as digests: the evidence of a deep replay.
+
+    `stages` names the operations of a layer, in order. `digests` holds 32 bytes (BLAKE3 of the
+    activations, little-endian binary32) for [step][layer][stage], `logits` 32 bytes a step, as
+    `TokenTrace.digests`. `runtime` says how this was computed.
+    """
+
+    layers: int
+    stages: tuple[str, ...]
+    digests: bytes
+    logits: bytes
+    runtime: dict[str, Any] = {}
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +154,8 @@ class Backend(Protocol):
     `generate` and `agenerate` must give the same for the same request. `on_text`, where given,
     receives each piece of text as soon as it is final (the seam for streaming); pieces joined equal
     `Generation.text`. Raises `isonomy.sdk.BackendError` for everything that goes wrong.
-    Implementations are safe to use from several threads.
+    Implementations are safe to use from several threads. A deterministic backend may offer more:
+    see `Verifier` and `Retracer`.
     """
 
     def identity(self) -> Identity:
@@ -161,4 +180,43 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release what is held; calling it twice is harmless."""
+        ...
+
+
+class Verifier(Protocol):
+    """A deterministic backend that can start from a recorded answer, at the speed of a prompt.
+
+    `verifies` is true. `recorded` is what this request is said to have been answered, from a log
+    that may have been altered: its tokens are guesses, to be computed in one pass while they hold.
+    The result is that of plain `generate`, bit for bit, whatever was guessed.
+    """
+
+    verifies: bool
+
+    def generate(
+        self,
+        request: Request,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        recorded: Generation | None = None,
+    ) -> Generation:
+        """Answer one request, with the recorded answer's tokens as guesses."""
+        ...
+
+
+@runtime_checkable
+class Retracer(Protocol):
+    """A deterministic backend that can say what each layer computed at each step of an answer."""
+
+    def retrace(
+        self, prompt: Sequence[int], ids: Sequence[int], *, runtime: Mapping[str, Any] | None = None
+    ) -> LayerTrace:
+        """Compute the steps of an answer once more.
+
+        Args:
+            prompt: token ids of the prompt.
+            ids: token ids of the answer; step i is computed from the prompt and the i before it.
+            runtime: how to compute it, from a `Generation.runtime`: what it names and this machine
+                has (instruction set, threads, chunks); the rest as it comes.
+        """
         ...

@@ -22,7 +22,15 @@ from .log import Log
 from .performing import Performance, Reply, perform
 from .policy import Policy
 from .registry import Registry
-from .requests import as_call, as_documents, as_messages, checked, merged, new_call_id
+from .requests import (
+    as_call,
+    as_documents,
+    as_messages,
+    as_response_format,
+    checked,
+    merged,
+    new_call_id,
+)
 from .scribe import Scribe
 from .vocabulary import Call, Document, Message
 from .workers import Workers
@@ -152,6 +160,7 @@ class Guard:
         tags: dict[str, str] | None = None,
         documents: Sequence[Document] = (),
         sampling: Sampling | None = None,
+        response_format: dict[str, Any] | None = None,
     ) -> Reply:
         """Answer one request, guarded and recorded.
 
@@ -167,6 +176,10 @@ class Guard:
             documents: retrieved documents; they pass the `retrieved` checks and reach the model
                 before what the user asked last.
             sampling: for this call; fields that are `None` are taken from the guard's own.
+            response_format: what form the model's answer must have, such as ``{"type":
+                "json_schema", "json_schema": {"schema": {...}}}``; recorded, and forced by backends
+                that can. Which forms there are is the backend's to say. Candidates and later rounds
+                have it too; answers that a check replaces, and refusals, need not.
 
         Raises:
             InputError: the messages can't be used; nothing was recorded.
@@ -174,7 +187,17 @@ class Guard:
             LogError: the log can't be written; no answer is released.
         """
         return drive(
-            self._chat(Blocking(), messages, session, actor, subject, tags, documents, sampling)
+            self._chat(
+                Blocking(),
+                messages,
+                session,
+                actor,
+                subject,
+                tags,
+                documents,
+                sampling,
+                response_format,
+            )
         )
 
     async def achat(
@@ -187,10 +210,19 @@ class Guard:
         tags: dict[str, str] | None = None,
         documents: Sequence[Document] = (),
         sampling: Sampling | None = None,
+        response_format: dict[str, Any] | None = None,
     ) -> Reply:
         """Like `chat`, without blocking the running event loop."""
         return await self._chat(
-            OnLoop(), messages, session, actor, subject, tags, documents, sampling
+            OnLoop(),
+            messages,
+            session,
+            actor,
+            subject,
+            tags,
+            documents,
+            sampling,
+            response_format,
         )
 
     async def _chat(
@@ -203,6 +235,7 @@ class Guard:
         tags: dict[str, str] | None,
         documents: Sequence[Document],
         sampling: Sampling | None,
+        response_format: dict[str, Any] | None,
     ) -> Reply:
         if self._closed:
             raise InputError("this guard is closed. Make a new one.")
@@ -224,7 +257,7 @@ class Guard:
             call=call,
             messages=parsed,
             documents=as_documents(documents),
-            request=Request(messages=parsed),
+            request=Request(messages=parsed, response_format=as_response_format(response_format)),
             sampling=drawn,
             world=Live(self.backend, self._secrets),
         )
@@ -242,15 +275,21 @@ class Guard:
             return None
         return Scribe(self.log, call, policy=self.policy, identity=self.backend.identity())
 
-    def replay(self, call_id: str) -> Replayed:
+    def replay(self, call_id: str, *, regenerate: bool = False, deep: bool = False) -> Replayed:
         """Replay a logged call in this process, with this guard's own checks, callables included.
+
+        Args:
+            call_id: its id, or the beginning of one.
+            regenerate: have the model answer token by token, instead of computing all tokens of the
+                recorded answer in one pass; the same result, later.
+            deep: name the first layer and operation that differ.
 
         Raises:
             LogError: there is no such call in this guard's log.
         """
         from isonomy.replay import replay_with_guard
 
-        return replay_with_guard(self, call_id)
+        return replay_with_guard(self, call_id, regenerate=regenerate, deep=deep)
 
     def close(self) -> None:
         """Close the log and the backend; calling it twice is harmless."""

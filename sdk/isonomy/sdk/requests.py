@@ -64,6 +64,43 @@ def as_documents(documents: Any) -> tuple[Document, ...]:
     return tuple(taken)
 
 
+def as_response_format(asked: Any) -> dict[str, Any] | None:
+    """Return a response format as a record would give it back: a copy that nobody else holds.
+
+    Raises:
+        InputError: it is no dictionary of plain JSON data.
+    """
+    if asked is None:
+        return None
+    if not isinstance(asked, dict):
+        raise InputError(
+            f"response_format must be a dictionary such as {{'type': 'json_object'}}, not "
+            f"{type(asked).__name__}."
+        )
+    try:
+        _require_json(asked)
+        own: dict[str, Any] = msgspec.json.decode(canonical(asked))
+    except (InputError, RecursionError, msgspec.DecodeError) as error:
+        raise InputError(f"response_format: {error}") from None
+    return own
+
+
+def _require_json(value: Any) -> None:
+    """Refuse what JSON would give back as something else."""
+    if isinstance(value, float):
+        require_finite(value, "a number")
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise InputError(f"a key must be a string, not {key!r}.")
+            _require_json(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _require_json(inner)
+    elif value is not None and not isinstance(value, str | int):
+        raise InputError(f"a value must be plain JSON data, not {type(value).__name__}.")
+
+
 def as_call(**fields: Any) -> Call:
     """Return a call.
 

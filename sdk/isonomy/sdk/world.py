@@ -115,10 +115,17 @@ class Live:
             )
         return value
 
-    def generate(self, request: Request, asker: Asker | None = None) -> Generation:
-        """Ask the backend; whatever it raises becomes a `BackendError`."""
+    def generate(
+        self, request: Request, asker: Asker | None = None, *, recorded: Generation | None = None
+    ) -> Generation:
+        """Ask the backend; whatever it raises becomes a `BackendError`.
+
+        `recorded` is for a backend that verifies (`isonomy.sdk.generation.Verifier`).
+        """
+        ask: Any = self._backend.generate
         try:
-            return _usable(self._backend.generate(request), self._backend)
+            answered = ask(request) if recorded is None else ask(request, recorded=recorded)
+            return _usable(answered, self._backend)
         except (IsonomyError, KeyboardInterrupt):
             raise
         except BaseException as error:

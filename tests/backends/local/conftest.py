@@ -14,6 +14,7 @@ from safetensors import TensorSpec, serialize_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from isonomy.backends.local.config import architecture
+from isonomy.backends.local.layout import arrange
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -75,7 +76,7 @@ def random_tensors(config: Mapping[str, Any], seed: int = 1) -> dict[str, np.nda
     model = architecture(json.dumps(config).encode(), "config.json")
     rng = np.random.default_rng(seed)
     tensors = {}
-    for name, shape in model.tensors().items():
+    for name, shape in arrange(model).stored.items():
         if "norm" in name:
             values = 1 + 0.1 * rng.standard_normal(shape)
         else:

@@ -8,8 +8,6 @@ at every position with our rope tables put into its graph.
 from __future__ import annotations
 
 import dataclasses
-import os
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,83 +15,16 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from tests.backends.families import COVERED, LENGTH, SMALL, random_model, torch, transformers
 
 from isonomy.backends.local.checkpoint import Checkpoint, load
 from isonomy.backends.local.config import FAMILIES
 
 kernels = pytest.importorskip("isonomy.kernels")
-torch = pytest.importorskip("torch")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    transformers = pytest.importorskip("transformers")
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
-LENGTH = 620
 BOUND = 1e-4
-SMALL: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 700,
-    "rms_norm_eps": 1e-5,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
-LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
-ALL_BIASES = {"attention_bias": True, "mlp_bias": True}
-
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {}),
-    "llama-tied-llama3": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
-    "llama-biases-linear": ("Llama", {**ALL_BIASES, "rope_parameters": LINEAR}),
-    "llama-gelu": ("Llama", {"hidden_act": "gelu", "head_dim": 24}),
-    "smollm": (
-        "Llama",
-        {
-            "hidden_size": 72,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen2-windows": (
-        "Qwen2",
-        {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1},
-    ),
-    "qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
-    "qwen3-biases": (
-        "Qwen3",
-        {"head_dim": 16, "attention_bias": True, "hidden_act": "gelu_pytorch_tanh"},
-    ),
-    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 20}),
-    "mistral-window": ("Mistral", {"sliding_window": 96}),
-}
-
-
-def random_model(name: str, *, bf16: bool) -> Any:
-    """A model of transformers whose every parameter is random, biases and norms included."""
-    family, changes = CASES[name]
-    config = getattr(transformers, f"{family}Config")(**SMALL | changes)
-    config._attn_implementation = "eager"
-    generator = torch.Generator().manual_seed(len(name))
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.1 * noise if "norm" in key else 0.1 * noise)
-    return model.to(torch.bfloat16) if bf16 else model
 
 
 def save(model: Any, folder: Path, build: SimpleNamespace) -> Checkpoint:
@@ -102,16 +33,28 @@ def save(model: Any, folder: Path, build: SimpleNamespace) -> Checkpoint:
     return load(folder)
 
 
-def put_our_tables_into(model: Any, loaded: Checkpoint) -> None:
-    architecture = loaded.architecture
-    frequencies = kernels.rope_frequencies(
-        architecture.head_dim, architecture.rope.theta, architecture.rope.scaling
-    )
-    tables = [
+def our_tables(loaded: Checkpoint, rope: int) -> tuple[Any, Any]:
+    """Cosines and sines, each twice side by side as transformers has them."""
+    given = loaded.architecture.ropes[rope]
+    frequencies = kernels.rope_frequencies(given.rotary_dim, given.theta, given.scaling)
+    factor = kernels.rope_attention_factor(given.scaling)
+    cos, sin = (
         torch.from_numpy(np.concatenate([table, table], axis=1))[None]
-        for table in kernels.rope_tables(frequencies, LENGTH)
-    ]
-    model.model.rotary_emb.forward = lambda x, position_ids, *_: tuple(tables)
+        for table in kernels.rope_tables(frequencies, LENGTH, factor)
+    )
+    return cos, sin
+
+
+def put_our_tables_into(model: Any, loaded: Checkpoint) -> None:
+    ropes = range(len(loaded.architecture.ropes))
+    tables = [our_tables(loaded, rope) for rope in ropes]
+    if not tables:
+        return
+
+    def forward(x: Any, position_ids: Any, layer_type: str | None = None) -> tuple[Any, Any]:
+        return tables[1 if layer_type == "sliding_attention" else 0]
+
+    model.model.rotary_emb.forward = forward
 
 
 def compare(ours: Any, theirs: Any, positions: slice) -> None:
@@ -126,7 +69,7 @@ def compare(ours: Any, theirs: Any, positions: slice) -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["f32", "bf16"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", COVERED)
 def test_logits(name: str, bf16: bool, tmp_path: Path, build: SimpleNamespace) -> None:
     torch.set_num_threads(1)
     model = random_model(name, bf16=bf16)
@@ -180,22 +123,49 @@ def test_generation_config_of_transformers(tmp_path: Path, build: SimpleNamespac
     assert (loaded.sampling.temperature, loaded.sampling.top_p) == (0.7, 0.9)
 
 
+# Older names, which transformers turns into rope_parameters; and code, of which it has its own.
+ELSEWHERE = (
+    "architectures",
+    "auto_map",
+    "partial_rotary_factor",
+    "rope_local_base_freq",
+    "rope_scaling",
+    "rope_theta",
+    "sliding_window_pattern",
+    "_sliding_window_pattern",
+)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_of_configurations(family: str) -> None:
     """A key that config.json leaves out means the same to both."""
-    theirs = {
-        field.name: field.default
-        for field in dataclasses.fields(type(transformers.AutoConfig.for_model(family)))
-    }
+    config = type(transformers.AutoConfig.for_model(family))
+    theirs = {field.name: field.default for field in dataclasses.fields(config)}
     for field in msgspec.structs.fields(FAMILIES[family]):
         name, default = field.name, field.default
-        if default is msgspec.NODEFAULT:
+        if default is msgspec.NODEFAULT or name in ELSEWHERE:
             continue
-        if name in ("rope_theta", "rope_scaling", "partial_rotary_factor", "architectures"):
-            continue  # older names, which transformers turns into rope_parameters
         if name == "head_dim" and name not in theirs:
             continue  # read by the model where it is given
+        if name == "hidden_act" and family.startswith("gemma"):
+            continue  # not read
         assert theirs[name] == default, name
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"gpt2"}))
+def test_default_bases_of_rope(family: str) -> None:
+    ours, theirs = FAMILIES[family], type(transformers.AutoConfig.for_model(family)).default_theta
+    if isinstance(theirs, dict):
+        assert theirs == {"global": ours.THETA, "local": ours.LOCAL_THETA}  # type: ignore[attr-defined]
+    else:
+        assert theirs == ours.THETA  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_names_of_keys(family: str) -> None:
+    theirs = type(transformers.AutoConfig.for_model(family)).attribute_map
+    for other, name in FAMILIES[family].ALIASES.items():
+        assert theirs.get(other) == name or theirs.get(name) == other
 
 
 CONVERSATIONS: list[list[tuple[str, str]]] = [

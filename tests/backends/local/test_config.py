@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from isonomy.backends.local import DamagedModel, NotCovered
+from isonomy.backends.local.architecture import Rope
 from isonomy.backends.local.config import FAMILIES, Architecture, architecture
-from isonomy.backends.local.config_keys import HARMLESS
+from isonomy.backends.local.config_keys import FIXED, FOREIGN, HARMLESS
+from isonomy.backends.local.layout import arrange
 
 BASE: dict[str, Any] = {
     "model_type": "llama",
@@ -41,11 +43,10 @@ def read(**changes: Any) -> Architecture:
 def test_plain_llama() -> None:
     model = read()
     assert (model.head_dim, model.kv_heads, model.windows) == (8, 2, (0, 0, 0))
-    assert model.rope.theta == 10000.0
-    assert model.rope.scaling is None
+    assert model.ropes == (Rope(theta=10000.0, rotary_dim=8),)
     assert model.eos_ids == (2,)
     assert not model.tied
-    assert "lm_head.weight" in model.tensors()
+    assert "lm_head.weight" in arrange(model).stored
     assert model.operations() == sorted(model.operations())
 
 
@@ -64,12 +65,14 @@ def test_plain_llama() -> None:
         ("num_experts", 8, "num_experts"),
         ("embedding_multiplier", 1.0, "embedding_multiplier"),
         ("hidden_act", "relu2", "hidden_act: relu2"),
-        ("model_type", "gpt2", "model_type: gpt2"),
+        ("model_type", "gpt_neox", "model_type: gpt_neox"),
         ("model_type", None, "model_type: None"),
         ("architectures", ["LlamaForSequenceClassification"], "architectures: Llama"),
         ("head_dim", 7, "head_dim"),
         ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}, "rope_type: dynamic"),
-        ("rope_scaling", {"type": "yarn", "factor": 2.0}, "rope_type: yarn"),
+        ("rope_scaling", {"type": "yarn", "factor": 2.0, "gamma": 1.0}, "rope_scaling.gamma"),
+        ("use_bidirectional_attention", True, "use_bidirectional_attention"),
+        ("auto_map", {"AutoModelForCausalLM": "modeling.OtherForCausalLM"}, "auto_map"),
         ("rope_parameters", {"rope_type": "longrope"}, "rope_type: longrope"),
         ("rope_parameters", {"full_attention": {}}, "rope_parameters.full_attention"),
         ("rope_parameters", {"rope_type": "default", "factor": 2.0}, "rope_parameters.factor"),
@@ -134,14 +137,14 @@ def test_old_and_new_ways_to_write_rope() -> None:
     old = read(rope_theta=500000.0, rope_scaling=LLAMA3)
     new = read(rope_theta=..., rope_parameters=LLAMA3 | {"rope_theta": 500000.0})
     assert old == new
-    assert old.rope.scaling is not None
-    assert read(rope_scaling={"type": "linear", "factor": 2}).rope.scaling == {
+    assert old.ropes[0].scaling is not None
+    assert read(rope_scaling={"type": "linear", "factor": 2}).ropes[0].scaling == {
         "rope_type": "linear",
         "factor": 2.0,
     }
-    assert read(rope_theta=...).rope.theta == 10000.0
+    assert read(rope_theta=...).ropes[0].theta == 10000.0
     both = {"rope_type": "default", "rope_theta": 5.0}
-    assert read(rope_theta=7.0, rope_parameters=both).rope.theta == 5.0
+    assert read(rope_theta=7.0, rope_parameters=both).ropes[0].theta == 5.0
 
 
 def test_both_ways_at_once_are_refused() -> None:
@@ -151,7 +154,7 @@ def test_both_ways_at_once_are_refused() -> None:
 
 def test_llama3_takes_the_length_from_the_model_where_it_is_absent() -> None:
     given = {key: LLAMA3[key] for key in LLAMA3 if not key.startswith("original")}
-    scaling = read(rope_scaling=given).rope.scaling
+    scaling = read(rope_scaling=given).ropes[0].scaling
     assert scaling is not None
     assert scaling["original_max_position_embeddings"] == 128
 
@@ -176,7 +179,7 @@ def test_windows_of_every_family() -> None:
 def test_biases_norms_and_ties_of_every_family() -> None:
     def flags(**changes: Any) -> tuple[bool, ...]:
         model = read(**changes)
-        return model.qkv_bias, model.o_bias, model.mlp_bias, model.qk_norm
+        return model.qkv_bias, model.o_bias, model.mlp_bias, model.qk_norm == "head"
 
     assert flags() == (False, False, False, False)
     assert flags(attention_bias=True) == (True, True, False, False)
@@ -186,7 +189,7 @@ def test_biases_norms_and_ties_of_every_family() -> None:
     assert flags(model_type="qwen3") == (False, False, False, True)
     assert flags(model_type="qwen3", attention_bias=True) == (True, True, False, True)
     tied = read(tie_word_embeddings=True)
-    assert "lm_head.weight" not in tied.tensors()
+    assert "lm_head.weight" not in arrange(tied).stored
     assert "tied_output" in tied.operations()
     with pytest.raises(NotCovered, match="attention_bias"):
         read(model_type="qwen2", attention_bias=True)
@@ -354,5 +357,5 @@ def test_published_configurations(name: str) -> None:
     assert model.vocab == config["vocab_size"]
     assert not any(model.windows)
     assert model.tied == config["tie_word_embeddings"]
-    assert model.rope.theta == config["rope_theta"]
+    assert model.ropes[0].theta == config["rope_theta"]
     assert model.heads * model.head_dim >= model.hidden

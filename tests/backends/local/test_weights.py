@@ -11,9 +11,21 @@ import numpy as np
 import pytest
 
 from isonomy.backends.local import DamagedModel, NotCovered
-from isonomy.backends.local.weights import find
+from isonomy.backends.local import weights as module
+from isonomy.backends.local.layout import Layout, Source
 
 SHAPES = {"model.embed_tokens.weight": (4, 3), "b": (2,), "lm_head.weight": (4, 3)}
+
+
+def find(folder: Path, shapes: dict[str, tuple[int, ...]], *, tied: bool = False) -> module.Weights:
+    """What the files hold is what the model has, under the same names."""
+    layout = Layout(
+        {name: Source(name) for name in shapes},
+        shapes,
+        ("lm_head.weight", "model.embed_tokens.weight") if tied else None,
+        (".rotary_emb.inv_freq",),
+    )
+    return module.find(folder, module.listing(folder), layout)
 
 
 def arrays() -> dict[str, np.ndarray[Any, Any]]:

@@ -46,7 +46,62 @@ def _frequency(j: int, rotary_dim: int, theta: float, scaling: Mapping[str, Any]
         s = (length / wave - low) / (high - low)
         return (1 - s) * f / factor + s * f
 
-    return settle_b64({"default": plain, "linear": linear, "llama3": llama3}[kind])
+    def yarn() -> Any:
+        length = exact(scaling["original_max_position_embeddings"])
+
+        def pair_with(turns: float) -> Any:
+            """Where theta^(2 x / rot) = length / (2 pi turns), in pairs: x."""
+            ratio = length / (2 * mpmath.pi * exact(turns))
+            return rotary_dim * mpmath.log(ratio) / mpmath.log(exact(theta)) / 2
+
+        first = pair_with(scaling.get("beta_fast") or 32.0)
+        last = pair_with(scaling.get("beta_slow") or 1.0)
+        if scaling.get("truncate", True):
+            first, last = mpmath.floor(first), mpmath.ceil(last)
+        if first < 0:
+            first = mpmath.mpf(0)
+        if last > rotary_dim - 1:
+            last = mpmath.mpf(rotary_dim - 1)
+        if first == last:
+            last += mpmath.mpf(1) / 1000
+        share = (j - first) / (last - first)
+        share = 0 if share < 0 else 1 if share > 1 else share
+        return plain() * (share / exact(scaling["factor"]) + (1 - share))
+
+    def longrope() -> Any:
+        return plain() / exact(scaling["short_factor"][j])
+
+    kinds = {
+        "default": plain,
+        "linear": linear,
+        "llama3": llama3,
+        "yarn": yarn,
+        "longrope": longrope,
+    }
+    return settle_b64(kinds[kind])
+
+
+def attention_factor(scaling: Mapping[str, Any]) -> float:
+    """What the tables of yarn and longrope are multiplied with, the nearest binary64."""
+    given = scaling.get("attention_factor")
+    if given is not None:
+        return float(given)
+    factor = scaling["factor"]
+    if factor <= 1:
+        return 1.0
+    if scaling["rope_type"] == "longrope":
+        length = scaling["original_max_position_embeddings"]
+        return settle_b64(
+            lambda: mpmath.sqrt(1 + mpmath.log(exact(factor)) / mpmath.log(exact(length)))
+        )
+
+    def weighted(weight: float) -> Any:
+        return exact(weight) * mpmath.log(exact(factor)) / 10 + 1
+
+    over, under = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if over and under:
+        return settle_b64(lambda: weighted(over) / weighted(under))
+    return settle_b64(lambda: weighted(1.0))
 
 
 def table_row(

@@ -17,8 +17,9 @@ from isonomy.sdk.canonical import canonical
 from isonomy.sdk.errors import BackendError
 from isonomy.sdk.generation import Sampling
 
-from . import defaults, packages, tokenizer, weights
-from .config import MAX_POSITIONS, Architecture, architecture
+from . import defaults, layout, packages, tokenizer, weights
+from .architecture import Architecture, Rope
+from .config import MAX_POSITIONS, architecture
 from .errors import BACKEND, DamagedModel, NotCovered, Tampered
 from .template import ChatTemplate
 
@@ -68,7 +69,7 @@ def load(
     packages.require()
     kernels = _kernels()
     data = _read(folder)
-    model = architecture(data, folder / CONFIG)
+    model = architecture(data, folder / CONFIG, context)
     limit = _context(model, context, folder)
     generation, generation_data = defaults.read(folder)
     settings = tokenizer.read_config(folder)
@@ -78,18 +79,19 @@ def load(
     else:
         source, where = chat_template, Path("chat_template=")
     template = ChatTemplate(source, tokens.named, where)
-    found = weights.find(folder, model.tensors(), tied=model.tied)
+    listing = weights.listing(folder)
+    found = weights.find(folder, listing, layout.arrange(model, listing))
 
-    frequencies = kernels.rope_frequencies(model.head_dim, model.rope.theta, model.rope.scaling)
+    ropes = [_rope(kernels, rope) for rope in model.ropes]
     artefacts = {
         "config": "blake3:" + blake3(data).hexdigest(),
         "generation_config": "blake3:" + blake3(generation_data).hexdigest(),
         "tokenizer": tokens.digest,
         "chat_template": "blake3:" + blake3(source.encode()).hexdigest(),
-        "rope_tables": _rope_digest(kernels, frequencies, model.max_positions),
+        "rope_tables": _rope_digest(kernels, ropes, model.max_positions),
     }
     try:
-        decoder = _decoder(kernels, model, frequencies, limit, found)
+        decoder = _decoder(kernels, model, ropes, limit, found)
     except kernels.KernelError as error:
         if expect is not None:  # the likelier story, and the one with both digests
             _verify(folder, expect, _complete(artefacts, found.digest()))
@@ -163,35 +165,107 @@ def _verify(folder: Path, expect: str, artefacts: dict[str, str]) -> None:
         raise Tampered(folder, expect, artefacts["model"])
 
 
-def _rope_digest(kernels: Any, frequencies: Any, positions: int) -> str:
+def _rope(kernels: Any, rope: Rope) -> tuple[Any, float]:
+    """The frequencies of a table, and the factor of its entries."""
+    return (
+        kernels.rope_frequencies(rope.rotary_dim, rope.theta, rope.scaling),
+        kernels.rope_attention_factor(rope.scaling),
+    )
+
+
+def _rope_digest(kernels: Any, ropes: list[tuple[Any, float]], positions: int) -> str:
     """Digest the frequencies (binary64) and the tables' first rows: all cosines, then all sines."""
-    hasher = blake3(frequencies.astype("<f8").tobytes())
-    for table in kernels.rope_tables(frequencies, min(positions, TABLE_POSITIONS)):
-        hasher.update(table.astype("<f4").tobytes())
+    hasher = blake3()
+    for frequencies, factor in ropes:
+        hasher.update(frequencies.astype("<f8").tobytes())
+        for table in kernels.rope_tables(frequencies, min(positions, TABLE_POSITIONS), factor):
+            hasher.update(table.astype("<f4").tobytes())
     return "blake3:" + str(hasher.hexdigest())
 
 
+_SWITCHES = (
+    "vocab",
+    "hidden",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_dim",
+    "intermediate",
+    "rms_eps",
+    "activation",
+    "tied",
+    "windows",
+    "layer_ropes",
+    "positions",
+    "qkv_bias",
+    "o_bias",
+    "mlp_bias",
+    "norm",
+    "norm_offset",
+    "pre_norm",
+    "post_norm",
+    "qk_norm",
+    "scale",
+    "gated",
+    "experts",
+    "experts_per_token",
+    "expert_intermediate",
+    "normalise_experts",
+    "sparse_layers",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logit_divisor",
+    "attention_softcap",
+    "logit_softcap",
+)
+"""What an architecture and a decoder's configuration have under the same name."""
+
+
 def _decoder(
-    kernels: Any, model: Architecture, frequencies: Any, positions: int, found: weights.Weights
+    kernels: Any,
+    model: Architecture,
+    ropes: list[tuple[Any, float]],
+    positions: int,
+    found: weights.Weights,
 ) -> Decoder:
+    if "ropes" not in kernels.DecoderConfig.__struct_fields__:
+        return _plain_decoder(kernels, model, ropes, positions, found)
     config = kernels.DecoderConfig(
-        vocab=model.vocab,
-        hidden=model.hidden,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        intermediate=model.intermediate,
-        rms_eps=model.rms_eps,
-        frequencies=tuple(frequencies.tolist()),
-        qkv_bias=model.qkv_bias,
-        o_bias=model.o_bias,
-        mlp_bias=model.mlp_bias,
-        qk_norm=model.qk_norm,
-        windows=model.windows,
-        tied=model.tied,
+        ropes=tuple(
+            kernels.Rope(frequencies=tuple(frequencies.tolist()), attention_factor=factor)
+            for frequencies, factor in ropes
+        ),
+        # A learned table is loaded whole, however little of it will be used.
+        max_positions=model.max_positions if model.positions == "learned" else positions,
+        **{name: getattr(model, name) for name in _SWITCHES},
+    )
+    decoder: Decoder = kernels.Decoder(config, found)
+    return decoder
+
+
+def _plain_decoder(
+    kernels: Any,
+    model: Architecture,
+    ropes: list[tuple[Any, float]],
+    positions: int,
+    found: weights.Weights,
+) -> Decoder:
+    # For kernels that do not have all switches yet.
+    names = [name for name in _SWITCHES if name in kernels.DecoderConfig.__struct_fields__]
+    given = {name: getattr(model, name) for name in names}
+    defaults_of = {field.name: field.default for field in msgspec.structs.fields(Architecture)}
+    for name in _SWITCHES:
+        absent = name not in names and name != "layer_ropes"
+        if absent and getattr(model, name) != defaults_of[name]:
+            raise NotCovered(CONFIG, name, f"{name} is not covered by these kernels.")
+    if model.qk_norm == "projection" or any(model.layer_ropes) or not ropes:
+        raise NotCovered(CONFIG, "qk_norm", "not covered by these kernels.")
+    given["qk_norm"] = model.qk_norm == "head"
+    config = kernels.DecoderConfig(
+        **given,
+        frequencies=tuple(ropes[0][0].tolist()),
+        attention_factor=ropes[0][1],
         max_positions=positions,
-        activation=model.activation,
     )
     decoder: Decoder = kernels.Decoder(config, found)
     return decoder

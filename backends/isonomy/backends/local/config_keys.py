@@ -18,6 +18,7 @@ HARMLESS: dict[str, str] = {
     **dict.fromkeys(
         (
             "attention_dropout",
+            "gradient_checkpointing",
             "attn_pdrop",
             "embd_pdrop",
             "hidden_dropout",
@@ -25,6 +26,7 @@ HARMLESS: dict[str, str] = {
             "initializer_range",
             "resid_pdrop",
             "router_aux_loss_coef",
+            "router_jitter_noise",
             "tf_legacy_loss",
         ),
         _TRAINING,
@@ -34,6 +36,7 @@ HARMLESS: dict[str, str] = {
             "chunk_size_feed_forward",
             "output_attentions",
             "output_hidden_states",
+            "output_router_logits",
             "return_dict",
             "tie_last_hidden_states",
             "torchscript",
@@ -45,6 +48,7 @@ HARMLESS: dict[str, str] = {
         (
             "bad_words_ids",
             "begin_suppress_tokens",
+            "cache_implementation",
             "diversity_penalty",
             "do_sample",
             "early_stopping",
@@ -81,6 +85,11 @@ HARMLESS: dict[str, str] = {
             "prefix",
             "problem_type",
             "sep_token_id",
+            "summary_activation",
+            "summary_first_dropout",
+            "summary_proj_to_labels",
+            "summary_type",
+            "summary_use_proj",
             "task_specific_params",
             "tokenizer_class",
         ),
@@ -110,17 +119,22 @@ HARMLESS: dict[str, str] = {
 FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "add_cross_attention": ((False,), "cross-attention"),
     "attn_logit_softcapping": ((None,), "a soft cap on attention scores"),
-    "auto_map": ((None,), "code of its own (remote code is never run)"),
     "clip_qkv": ((None,), "clipped projections"),
     "cross_attention_hidden_size": ((None,), "cross-attention"),
     "final_logit_softcapping": ((None,), "a soft cap on logits"),
+    "full_attn_mod": ((1, None), "layers that attend differently"),
+    "interpolate_factor": ((1, None), "interpolated positions"),
     "is_decoder": ((False, True), "an encoder"),
     "is_encoder_decoder": ((False,), "an encoder beside the decoder"),
+    "lm_head_bias": ((False, None), "a bias on the logits"),
     "per_layer_config": ((None,), "layers of different shapes"),
     "pruned_heads": (({}, None), "pruned heads"),
     "quantization_config": ((None,), "quantised weights"),
+    "reorder_and_upcast_attn": ((False,), "another order of attention's operations"),
     "rope_interleaved": ((False,), "interleaved rope"),
+    "scale_attn_by_inverse_layer_idx": ((False,), "scores scaled by layer"),
     "tie_encoder_decoder": ((False,), "an encoder beside the decoder"),
+    "use_bidirectional_attention": ((False, None), "attention to later tokens"),
     "use_mrope": ((False,), "multimodal rope"),
 }
 """Keys of which only these values are covered, and what another value would ask for."""
@@ -131,6 +145,7 @@ FOREIGN: dict[str, tuple[Any, ...]] = {
     "max_window_layers": (),
     "mlp_bias": (False,),
     "sliding_window": (None,),
+    "sliding_window_size": (),
     "use_sliding_window": (False,),
 }
 """Keys that a family has in common with another but doesn't read itself: covered at these values

@@ -16,8 +16,8 @@ import msgspec
 from isonomy.sdk.errors import InputError
 from isonomy.sdk.generation import Sampling
 
-from .config import Id
 from .errors import DamagedModel, NotCovered
+from .families.base import Id
 
 GENERATION_CONFIG = "generation_config.json"
 MAX_TOKENS = 1024

@@ -3,13 +3,18 @@
 BackendError
 ├── ModelError          a checkpoint is missing or damaged
 │   ├── NotCovered      it asks for something outside the canonical numerics; `feature` names it
-│   └── Tampered        its digest is not the one that was expected
-└── NonFinite           a step left the finite numbers; `layer` says where
+│   ├── Tampered        its digest is not the one that was expected
+│   └── WrongDraft      it can't guess for another model: their tokenizers differ
+├── NonFinite           a step left the finite numbers; `layer` says where
+├── TooLarge            the request can never fit into the engine's memory for caches
+└── Overloaded          too many calls wait already; try again later
+InputError
+└── UnusableFormat      a response format can't be honoured; `kind` and `feature` say what
 """
 
 from __future__ import annotations
 
-from isonomy.sdk.errors import BackendError, ModelError
+from isonomy.sdk.errors import BackendError, InputError, ModelError
 
 BACKEND = "isonomy.local"
 """The name of this backend in errors and records."""
@@ -59,4 +64,67 @@ class NonFinite(BackendError):
             f"the generation left the finite numbers at {where or 'a step'} ({message}). The "
             "weights can't be used for this prompt: check the checkpoint, or try another prompt.",
             backend=BACKEND,
+        )
+
+
+class UnusableFormat(InputError):
+    """A response format can't be honoured.
+
+    `kind` is its type as given, `feature` the key or keyword that is refused (empty where it is the
+    grammar as a whole), `problem` what is wrong.
+    """
+
+    def __init__(self, kind: str, feature: str, problem: str) -> None:
+        self.kind = kind
+        self.feature = feature
+        self.problem = problem
+        super().__init__(
+            f"the response format{f' {kind}' if kind else ''} can't be honoured: "
+            f"{problem.rstrip('. ')}. Change it, or leave out response_format."
+        )
+
+
+class TooLarge(BackendError):
+    """A request needs more memory for its cache than the engine may use for all of them.
+
+    `tokens` is prompt and answer together, `needed` and `limit` are bytes.
+    """
+
+    def __init__(self, prompt: int, answer: int, needed: int, limit: int) -> None:
+        self.tokens = prompt + answer
+        self.needed = needed
+        self.limit = limit
+        super().__init__(
+            f"this request can never fit: its cache may need {needed} bytes ({prompt} tokens of "
+            f"prompt and up to {answer} of answer), and cache_bytes is {limit}. Raise cache_bytes, "
+            "or lower max_tokens.",
+            backend=BACKEND,
+        )
+
+
+class Overloaded(BackendError):
+    """The engine has as many calls as it may have: `running` at a time and `waiting` for them."""
+
+    def __init__(self, running: int, waiting: int) -> None:
+        self.running = running
+        self.waiting = waiting
+        super().__init__(
+            f"the engine is overloaded: it has {running + waiting} calls (max_concurrent {running} "
+            f"and max_waiting {waiting}). Try again later, or raise one of them.",
+            backend=BACKEND,
+        )
+
+
+class WrongDraft(ModelError):
+    """A draft model can't guess for this model: their tokens are not the same."""
+
+    def __init__(self, path: object, expected: str, found: str) -> None:
+        self.expected = expected
+        self.found = found
+        super().__init__(
+            f"{path}: this model can't draft for the other, because their tokenizers differ: "
+            f"{found} here, {expected} there. Use a draft model of the same family, or "
+            "draft='lookup'.",
+            backend=BACKEND,
+            path=str(path),
         )

@@ -12,6 +12,10 @@ from types import ModuleType
 from isonomy.sdk.errors import MissingExtra
 
 NEEDED = ("numpy", "safetensors", "tokenizers", "jinja2")
+"""Imported when a model is loaded."""
+
+LATER = ("llguidance",)
+"""Imported by the first request that asks for a response format."""
 
 
 def load(name: str) -> ModuleType:

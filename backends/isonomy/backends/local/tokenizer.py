@@ -213,6 +213,20 @@ class Tokenizer:
         """Return the text of ids, special tokens left out, broken UTF-8 replaced."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def serialised(self) -> str:
+        """Return the tokenizer as used, in the format of ``tokenizer.json``."""
+        return str(self._tokenizer.to_str())
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return the ids of all tokens, added ones included, by their text."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    def ordinary(self) -> list[int]:
+        """Return the ids, ascending, of the vocabulary proper: no added or special token's."""
+        added = self._tokenizer.get_added_tokens_decoder().keys()
+        ids = set(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        return sorted(ids - added)
+
 
 def template_source(folder: Path, config: TokenizerConfig) -> tuple[str, Path]:
     """Return the chat template's text and the file it is in.

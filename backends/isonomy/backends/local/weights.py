@@ -4,13 +4,13 @@ A header is validated by the safetensors library (sizes, overlaps, a file cut of
 is used; tensors are then read one at a time with plain reads, so that a file cut off later is an
 error and not a signal. What is hashed is exactly what was handed to the kernels: the digest of the
 weights is over names, types, shapes and the BLAKE3 of each tensor's bytes, in the order of names,
-whichever files they lie in.
+whichever files they lie in. A tensor that holds several of the model's is read and hashed once.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from isonomy.sdk.canonical import canonical
 
 from . import packages
 from .errors import DamagedModel, NotCovered
+from .layout import Layout, Source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,12 +32,10 @@ STORED = {"F32": ("float32", 4), "BF16": ("uint16", 2)}
 """Covered types of stored weights: numpy's type of the bits, and bytes an element."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_IGNORED_SUFFIX = ".rotary_emb.inv_freq"
-"""Buffers of old checkpoints; transformers ignores them too."""
-
-
 _RECENT = 3
 """Tensors kept in memory after they were read: the most that the kernels pack together."""
+_WHOLE = 2
+"""Stored tensors kept of which only a part was asked for: the experts' are two."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -60,25 +59,29 @@ class _Index(msgspec.Struct, frozen=True):
 
 
 class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
-    """The tensors of a checkpoint, read from disk when asked for, each hashed when it is read.
+    """The tensors of a model by their canonical names, read from disk when asked for.
 
-    Values are C-contiguous: float32, or uint16 holding bf16 bits. For one thread only.
+    Each stored tensor is hashed when it is read. Values are C-contiguous: float32, or uint16
+    holding bf16 bits. For one thread only.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], sources: Mapping[str, Source]) -> None:
         self._tensors = dict(sorted(tensors.items()))
+        self._sources = dict(sources)
         self._digests: dict[str, str] = {}
-        # Tensors that are packed together are asked for several times in a row.
-        self._recent: dict[str, np.ndarray[Any, Any]] = {}
+        # Tensors that are packed together are asked for several times in a row; those that are
+        # parts of one stored tensor one after the other.
+        self._recent = _Recent(_RECENT)
+        self._whole = _Recent(_WHOLE)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._sources)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._sources)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return name in self._sources
 
     def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
         """Read one tensor.
@@ -87,11 +90,20 @@ class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
             KeyError: there is none of that name.
             DamagedModel: the file ends before the tensor does.
         """
-        if name not in self._recent:
-            while len(self._recent) >= _RECENT:
-                del self._recent[next(iter(self._recent))]
-            self._recent[name] = self._read(name)
-        return self._recent[name]
+        return self._recent.get(name, self._part)
+
+    def _part(self, name: str) -> np.ndarray[Any, Any]:
+        source = self._sources[name]
+        alone = source.entry is None and source.rows is None
+        array = self._read(source.tensor) if alone else self._whole.get(source.tensor, self._read)
+        if source.entry is not None:
+            array = array[source.entry]
+        if source.transposed:
+            array = array.T
+        if source.rows is not None:
+            array = array[source.rows[0] : source.rows[1]]
+        contiguous: np.ndarray[Any, Any] = packages.load("numpy").ascontiguousarray(array)
+        return contiguous
 
     def _read(self, name: str) -> np.ndarray[Any, Any]:
         numpy = packages.load("numpy")
@@ -127,6 +139,7 @@ class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
             if name not in self._digests:
                 self._read(name)
         self._recent.clear()
+        self._whole.clear()
         listing = [
             [name, tensor.dtype, list(tensor.shape), self._digests[name]]
             for name, tensor in self._tensors.items()
@@ -134,22 +147,39 @@ class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
         return "blake3:" + str(blake3(canonical(listing)).hexdigest())
 
 
-def find(folder: Path, expected: Mapping[str, tuple[int, ...]], *, tied: bool) -> Weights:
-    """Find the tensors of a checkpoint and check them against what its configuration asks for.
+class _Recent:
+    """The arrays that were asked for last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    def get(self, name: str, make: Callable[[str], np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+        if name not in self._arrays:
+            while len(self._arrays) >= self._most:
+                del self._arrays[next(iter(self._arrays))]
+            self._arrays[name] = make(name)
+        return self._arrays[name]
+
+    def clear(self) -> None:
+        self._arrays.clear()
+
+
+def find(folder: Path, listing: Mapping[str, Tensor], layout: Layout) -> Weights:
+    """Check the tensors of a checkpoint against what its configuration asks for.
 
     Args:
-        folder: The checkpoint.
-        expected: Name and shape of every tensor, from `Architecture.tensors`.
-        tied: The output layer is the embedding; a copy of it under the output's name must be equal.
+        folder: The checkpoint, for errors.
+        listing: Its tensors, from `listing`.
+        layout: What it must hold; where the output layer is tied, a copy must equal the embedding.
 
     Raises:
         DamagedModel: a file is missing or damaged, or tensors are missing, unknown or misshaped.
-        NotCovered: weights of another type than f32 and bf16, or in no safetensors file at all.
+        NotCovered: weights of another type than f32 and bf16.
     """
-    tensors = _all(folder)
-    for name in [name for name in tensors if name.endswith(_IGNORED_SUFFIX)]:
-        del tensors[name]
-    copy = tensors.pop("lm_head.weight", None) if tied else None
+    tensors = {name: t for name, t in listing.items() if not name.endswith(layout.ignored)}
+    expected = layout.stored
+    copy = tensors.pop(layout.copy[0], None) if layout.copy else None
     missing = sorted(set(expected) - set(tensors))
     if missing:
         raise DamagedModel(
@@ -179,9 +209,9 @@ def find(folder: Path, expected: Mapping[str, tuple[int, ...]], *, tied: bool) -
                 f"tensor {name} has shape {list(tensor.shape)}, config.json asks for "
                 f"{list(shape)}. Use the config.json that belongs to these weights.",
             )
-    if copy is not None:
-        _require_equal(copy, tensors["model.embed_tokens.weight"])
-    return Weights(tensors)
+    if copy is not None and layout.copy is not None:
+        _require_equal(copy, tensors[layout.copy[1]], layout.copy)
+    return Weights(tensors, layout.sources)
 
 
 def _some(names: list[str]) -> str:
@@ -190,18 +220,26 @@ def _some(names: list[str]) -> str:
     return f"{'tensor' if len(names) == 1 else 'tensors'} {shown}{more}"
 
 
-def _require_equal(copy: Tensor, original: Tensor) -> None:
-    pair = Weights({"lm_head.weight": copy, "model.embed_tokens.weight": original})
+def _require_equal(copy: Tensor, original: Tensor, names: tuple[str, str]) -> None:
+    pair = Weights(
+        {"copy": copy, "original": original}, {n: Source(n) for n in ("copy", "original")}
+    )
     same = copy.dtype == original.dtype and copy.shape == original.shape
-    if not same or pair["lm_head.weight"].tobytes() != pair["model.embed_tokens.weight"].tobytes():
+    if not same or pair["copy"].tobytes() != pair["original"].tobytes():
         raise DamagedModel(
             copy.file,
-            "config.json ties the output layer to the embedding, but lm_head.weight differs from "
-            "model.embed_tokens.weight. Set tie_word_embeddings to false if lm_head is meant.",
+            f"config.json ties the output layer to the embedding, but {names[0]} differs from "
+            f"{names[1]}. Set tie_word_embeddings to false if {names[0]} is meant.",
         )
 
 
-def _all(folder: Path) -> dict[str, Tensor]:
+def listing(folder: Path) -> dict[str, Tensor]:
+    """List the tensors of a checkpoint, with the names that its files give them.
+
+    Raises:
+        DamagedModel: a file is missing or damaged.
+        NotCovered: the weights are in no safetensors file.
+    """
     index = folder / INDEX
     if (folder / SINGLE).is_file():
         return _header(folder / SINGLE)

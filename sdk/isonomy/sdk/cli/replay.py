@@ -17,12 +17,32 @@ from .output import json_option, log_directory, log_option, some, write_json
     metavar="MODULE",
     help="A plugin module that may be imported; a log never decides that.",
 )
+@click.option(
+    "--regenerate",
+    is_flag=True,
+    help="Let the model answer token by token: the same result, later.",
+)
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Name the first layer and operation that differ.",
+)
 @log_option
 @json_option
 def replay_command(
-    call: str | None, every: bool, plugins: tuple[str, ...], log: str | None, as_json: bool
+    call: str | None,
+    every: bool,
+    plugins: tuple[str, ...],
+    regenerate: bool,
+    deep: bool,
+    log: str | None,
+    as_json: bool,
 ) -> None:
     """Replay CALL (an id, or a unique beginning of one) in a child process without network.
+
+    On a deterministic model the recorded tokens are computed in one pass, and each is drawn again
+    from its own logits. --deep compares what every layer computed: with the call's own digests
+    where it recorded them (trace_layers), else between two fresh executions.
 
     Exit status: 0 verified, 1 diverged, 2 refused; with --all the worst of 1 and 2, 1 first.
     """
@@ -35,7 +55,7 @@ def replay_command(
     results = []
     with ReplayLog(log_directory(log)) as replay_log:
         for stored in replay_log.calls() if every else [replay_log.call(call or "")]:
-            result = replay_separately(stored, plugins=plugins)
+            result = replay_separately(stored, plugins=plugins, regenerate=regenerate, deep=deep)
             results.append(result)
             if not as_json:
                 click.echo(f"{result.call_id}  {printable(result.sentence())}")

@@ -1,0 +1,151 @@
+"""Load a checkpoint into transformers' classes, run it canonically, compare it with the engine.
+
+Safe loading only: local files, safetensors, classes of transformers itself, and every tensor in its
+place. One unpadded sequence, float32, no cache, experts one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+from isonomy.kernels import KernelError
+from isonomy.sdk.errors import InputError
+
+from . import replacements
+from .dispatch import Canonical
+from .errors import BACKEND, GraphRefused, OpinionError
+from .results import Difference, Opinion
+
+replacements.register()
+
+
+def opinion(folder: str | Path, ids: npt.ArrayLike) -> Opinion:
+    """See `isonomy.backends.reference.opinion`."""
+    model = _load(Path(folder))
+    tokens = torch.from_numpy(_tokens(ids, model.config.vocab_size))
+    replacements.replace_tables(model, len(tokens))
+    with _modules(model) as running, torch.no_grad():
+        canonical = Canonical(lambda: running[-1])
+        try:
+            with canonical:
+                logits = model(tokens[None], use_cache=False).logits[0]
+        except KernelError as error:
+            raise OpinionError(f"{running[-1]}: {error}", backend=BACKEND) from error
+    return Opinion(
+        logits=logits.numpy(),
+        model=type(model).__name__,
+        canonical=dict(sorted(canonical.canonical.items())),
+        passed=dict(sorted(canonical.passed.items())),
+    )
+
+
+def compare(folder: str | Path, ids: npt.ArrayLike) -> Difference | None:
+    """See `isonomy.backends.reference.compare`."""
+    from isonomy.backends.local.checkpoint import load
+
+    theirs = opinion(folder, ids).logits
+    decoder = load(Path(folder)).decoder
+    ours = decoder.session(len(theirs)).feed(np.asarray(ids), all_logits=True)
+    return first_difference(ours, theirs)
+
+
+def first_difference(
+    ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]
+) -> Difference | None:
+    """Compare two float32 arrays `[n, vocab]` as bits; the engine's comes first."""
+    if ours.shape != theirs.shape:
+        raise OpinionError(
+            f"the engine has logits of shape {ours.shape}, transformers' graph {theirs.shape}: "
+            "these are not the same model.",
+            backend=BACKEND,
+        )
+    differ = ours.view(np.uint32) != theirs.view(np.uint32)
+    if not differ.any():
+        return None
+    position, token = np.unravel_index(int(differ.argmax()), differ.shape)
+    return Difference(
+        position=int(position),
+        token=int(token),
+        engine=float(ours[position, token]),
+        opinion=float(theirs[position, token]),
+        logits=int(differ.sum()),
+        positions=int(differ.any(axis=1).sum()),
+    )
+
+
+def _tokens(ids: npt.ArrayLike, vocab: int) -> npt.NDArray[np.int64]:
+    tokens = np.asarray(ids)
+    if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
+        raise InputError("ids must be one sequence of at least one integer.")
+    if tokens.min() < 0 or tokens.max() >= vocab:
+        raise InputError(f"ids must lie between 0 and {vocab - 1}, the model's vocabulary.")
+    return tokens.astype(np.int64)
+
+
+def _load(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise GraphRefused(
+            "config.json", str(folder), "there is no config.json. Give a checkpoint's folder."
+        )
+    classes: Any = transformers.AutoModelForCausalLM
+    bars: Any = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        model, found = classes.from_pretrained(
+            str(folder),
+            dtype=torch.float32,
+            attn_implementation=replacements.ATTENTION,
+            experts_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise GraphRefused(
+            "loading", str(folder), f"transformers does not load it: {error}"
+        ) from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+    # transformers fills gaps with random numbers and goes on.
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if names := sorted(str(name) for name in found.get(kind, ())):
+            raise GraphRefused(
+                f"weights: {kind}",
+                str(folder),
+                f"transformers reports {kind.replace('_', ' ')}: {', '.join(names[:3])}. Fetch the "
+                "checkpoint again, or use the config.json that belongs to it.",
+            )
+    return model.eval()
+
+
+@contextmanager
+def _modules(model: Any) -> Iterator[list[str]]:
+    """Keeps a list of the modules that are running, the innermost last, as names for errors."""
+    running: list[str] = [type(model).__name__]
+    hooks = []
+    for name, module in model.named_modules():
+        title = f"{name} ({type(module).__name__})" if name else type(module).__name__
+
+        def enter(_module: Any, _args: Any, title: str = title) -> None:
+            running.append(title)
+
+        def leave(*_: Any) -> None:
+            running.pop()
+
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield running
+    finally:
+        for hook in hooks:
+            hook.remove()
