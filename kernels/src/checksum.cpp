@@ -59,7 +59,7 @@ Checksum checksum_of(const Packed& packed) {
     const uint32_t* const r = checksum_weights(panels * PANEL);
     const int8_t* const w = packed.int8();
     Checksum result;
-    result.c = Buffer<int64_t>(groups * 4);
+    result.c = Buffer<int64_t>(groups * 4, Life::LASTING);
     parallel((groups + GROUPS - 1) / GROUPS, [&](size_t task) {
         const size_t begin = task * GROUPS, end = begin + GROUPS < groups ? begin + GROUPS : groups;
         for (size_t p = 0; p < panels; ++p)
@@ -68,7 +68,7 @@ Checksum checksum_of(const Packed& packed) {
                     for (size_t j = 0; j < 4; ++j)
                         result.c[g * 4 + j] += int64_t(r[p * PANEL + i]) * w[p * bytes + (g * PANEL + i) * 4 + j];
     });
-    result.digests = Buffer<uint8_t>(panels * 32);
+    result.digests = Buffer<uint8_t>(panels * 32, Life::LASTING);
     parallel(panels, grain_of(panels), MAX_THREADS, [&](size_t p, int) {
         kernels().blake3(reinterpret_cast<const uint8_t*>(w) + p * bytes, bytes, &result.digests[p * 32]);
     });

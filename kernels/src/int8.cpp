@@ -11,6 +11,11 @@ namespace iso {
 
 namespace {
 
+// Panels a task, microseconds of work.
+size_t grain(const Packed& w, size_t rows) {
+    return 1 + (size_t(1) << 15) / (w.groups() * 4 * PANEL * rows);
+}
+
 constexpr size_t MOST_SUMS = size_t(2) << 20;  // of a checked chunk of rows, 4 bytes each
 
 // Arrays of one call, cut out of the caller's scratch; the largest elements first.
@@ -76,7 +81,7 @@ void run_checked(const Packed& w, Int8Call call, const float* x, Buffer<float>& 
     call.x = packed, call.row_scales = scales;
 
     const uint32_t* const r = checksum_weights(panels * PANEL);
-    parallel(panels, grain_of(panels), MAX_THREADS, [&](size_t p, int) {
+    parallel(panels, grain(w, rows), MAX_THREADS, [&](size_t p, int) {
         int32_t* const here = sums + p * rows * PANEL;
         k.linear_int8_sums(call, p, here);
         if (injecting_linears()) corrupt_sums(w, p, first, rows, here);
@@ -120,7 +125,7 @@ void run_int8(const Packed& w, const float* x, size_t rows, size_t n, Buffer<flo
     call.x = packed, call.row_scales = scales;
     const Kernels& k = kernels();
     const size_t panels = panels_of(n);
-    parallel(panels, grain_of(panels), MAX_THREADS, [&](size_t panel, int) { k.linear_int8_panel(call, panel); });
+    parallel(panels, grain(w, rows), MAX_THREADS, [&](size_t panel, int) { k.linear_int8_panel(call, panel); });
 }
 
 }  // namespace iso

@@ -2,6 +2,9 @@
 //
 // Invariant: an output's bits depend on its row of x, its row of w and its bias only. The epilogues are elementwise and
 // round exactly where the separate operations would.
+//
+// One tile of rows streams the panel from memory. More tiles take a block of the panel at a time, which stays in the
+// nearest cache while all of them pass over it; a bf16 block is then widened once for all.
 #include "elementwise.hpp"
 #include "kernels.hpp"
 #include "tile.hpp"
@@ -10,49 +13,125 @@ namespace iso::ISO_NS {
 
 namespace {
 
+enum : size_t {
+    GROUP = 20,          // tiles that share a block; their totals stay near
+    WORTH_WIDENING = 3,  // tiles from which on a widened copy is cheaper than widening at each load
+};
+
 // Interleave up to TILE_ROWS rows: packed[k * rows + r] = x[r][k].
 void pack_rows(const float* x, size_t stride, size_t rows, size_t k, float* packed) {
-    for (size_t i = 0; i < k; ++i)
-        for (size_t r = 0; r < rows; ++r) packed[i * rows + r] = x[r * stride + i];
+    size_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        const float* from = x + r * stride;
+        float* to = packed + r;
+        size_t i = 0;
+        for (; i + 4 <= k; i += 4)
+            transpose4(from + i, stride, to + i * rows, rows);
+        for (; i < k; ++i)
+            for (size_t j = 0; j < 4; ++j) to[i * rows + j] = from[j * stride + i];
+    }
+    for (; r < rows; ++r)
+        for (size_t i = 0; i < k; ++i) packed[i * rows + r] = x[r * stride + i];
 }
 
-template <typename W>
-void totals_of(const float* x, int rows, const W* w, size_t k, const float* bias, float* total) {
-    for (int i = 0; i < rows * PANEL; ++i) total[i] = 0.0f;
-    for (size_t k0 = 0; k0 < k; k0 += BLOCK)
-        tile<W>(rows, x + k0 * rows, w + k0 * PANEL, least(BLOCK, k - k0), total);
-    if (bias)
-        for (int r = 0; r < rows; ++r)
-            for (int i = 0; i < PANEL; ++i) total[r * PANEL + i] += bias[i];
+// The block as `Used`, by way of `wide` where that is not its storage.
+inline const float* as_used(const float* w, size_t, float*, const float*) { return w; }
+inline const bf16* as_used(const bf16* w, size_t, float*, const bf16*) { return w; }
+inline const float* as_used(const bf16* w, size_t n, float* wide, const float*) {
+    for (size_t i = 0; i < n; i += LANES) store(wide + i, load(w + i));
+    return wide;
 }
 
+// The outputs of one packed panel (of a pair of them: gate, up) for neighbouring rows.
 template <typename W>
-void panel_of(const LinearCall& call, size_t panel) {
-    alignas(64) float total[TILE_ROWS * PANEL], gate[TILE_ROWS * PANEL];
-    const size_t valid = least(PANEL, call.n - panel * PANEL);
-    const bool gated = call.epilogue == GATED;
-    const size_t packed = gated ? 2 * panel : panel;  // its first packed panel
-    const W* w = static_cast<const W*>(call.w) + packed * PANEL * call.k;
-    const float* bias = call.bias ? call.bias + packed * PANEL : nullptr;
-    for (size_t m = 0; m < call.rows; m += TILE_ROWS) {
-        const int rows = int(least(TILE_ROWS, call.rows - m));
-        const float* x = call.x + m * call.k;
-        if (gated) {
-            totals_of<W>(x, rows, w, call.k, bias, gate);
+struct Panel {
+    const LinearCall& call;
+    const W* w;
+    const float* bias;
+    size_t column, valid;  // its first output, and how many of the 32 exist
+
+    Panel(const LinearCall& c, size_t panel) : call(c), column(panel * PANEL), valid(least(PANEL, c.n - panel * PANEL)) {
+        const size_t packed = c.epilogue == GATED ? 2 * panel : panel;
+        w = static_cast<const W*>(c.w) + packed * PANEL * c.k;
+        bias = c.bias ? c.bias + packed * PANEL : nullptr;
+    }
+
+    // Where the last block of rows m .. m + rows - 1 goes: straight to y where nothing is left to be done to it.
+    Ending last(size_t m, const float* before, float* total, const float* b) const {
+        if (call.epilogue == GATED || valid < PANEL) return Ending{before, total, PANEL, b, nullptr};
+        float* y = call.y + m * call.y_stride + column;
+        return Ending{before, y, call.y_stride, b, call.epilogue == ADD ? y : nullptr};
+    }
+
+    // What last() left to be done.
+    void finish(size_t m, int rows, float* gate, float* total) const {
+        if (call.epilogue == GATED) {
             activation(call.activation, gate, gate, size_t(rows) * PANEL);
-            totals_of<W>(x, rows, w + PANEL * call.k, call.k, bias ? bias + PANEL : nullptr, total);
             for (int i = 0; i < rows * PANEL; ++i) total[i] = gate[i] * total[i];
-        } else {
-            totals_of<W>(x, rows, w, call.k, bias, total);
+        } else if (valid == PANEL) {
+            return;
         }
         for (int r = 0; r < rows; ++r) {
-            float* y = call.y + (m + r) * call.y_stride + panel * PANEL;
+            float* y = call.y + (m + r) * call.y_stride + column;
             const float* t = total + r * PANEL;
             if (call.epilogue == ADD)
                 for (size_t i = 0; i < valid; ++i) y[i] = y[i] + t[i];
             else
                 memcpy(y, t, valid * sizeof(float));
         }
+    }
+
+    void one_tile() const {
+        alignas(64) float total[2][TILE_ROWS * PANEL];
+        const int rows = int(call.rows), parts = call.epilogue == GATED ? 2 : 1;
+        for (int part = 0; part < parts; ++part) {
+            const W* from = w + part * PANEL * call.k;
+            const float* b = bias ? bias + part * PANEL : nullptr;
+            for (size_t k = 0; k < call.k; k += BLOCK) {
+                const float* before = k ? total[part] : nullptr;
+                const Ending end = k + BLOCK >= call.k ? last(0, before, total[part], b)
+                                                 : Ending{before, total[part], PANEL, nullptr, nullptr};
+                tile<W>(rows, call.x + k * rows, from + k * PANEL, least(BLOCK, call.k - k), end);
+            }
+        }
+        finish(0, rows, total[0], total[1 % parts]);
+    }
+
+    // Rows begin .. end - 1, begin a multiple of TILE_ROWS.
+    template <typename Used>
+    void tiles_of_group(size_t begin, size_t end) const {
+        alignas(64) float total[2][GROUP * TILE_ROWS * PANEL], wide[sizeof(Used) == sizeof(W) ? 1 : BLOCK * PANEL];
+        const int parts = call.epilogue == GATED ? 2 : 1;
+        for (int part = 0; part < parts; ++part) {
+            const W* from = w + part * PANEL * call.k;
+            const float* b = bias ? bias + part * PANEL : nullptr;
+            for (size_t k = 0; k < call.k; k += BLOCK) {
+                const size_t count = least(BLOCK, call.k - k);
+                const bool is_last = k + BLOCK >= call.k;
+                const Used* block = as_used(from + k * PANEL, count * PANEL, wide, static_cast<const Used*>(nullptr));
+                for (size_t m = begin; m < end; m += TILE_ROWS) {
+                    const int rows = int(least(TILE_ROWS, end - m));
+                    float* t = total[part] + (m - begin) * PANEL;
+                    const float* before = k ? t : nullptr;
+                    const Ending ending = is_last ? last(m, before, t, b) : Ending{before, t, PANEL, nullptr, nullptr};
+                    tile<Used>(rows, call.x + m * call.k + k * rows, block, count, ending);
+                    if (is_last && part + 1 == parts) finish(m, rows, total[0] + (m - begin) * PANEL, t);
+                }
+            }
+        }
+    }
+};
+
+template <typename W>
+void panel_of(const LinearCall& call, size_t panel) {
+    const Panel<W> p(call, panel);
+    if (call.rows <= TILE_ROWS) return p.one_tile();
+    for (size_t m = 0; m < call.rows; m += GROUP * TILE_ROWS) {
+        const size_t end = least(m + GROUP * TILE_ROWS, call.rows);
+        if (end - m > WORTH_WIDENING * TILE_ROWS)
+            p.template tiles_of_group<float>(m, end);
+        else
+            p.template tiles_of_group<W>(m, end);
     }
 }
 

@@ -1,5 +1,6 @@
-// See pool.hpp. A region is published as (generation, next task) in one atomic word; taking tasks is a compare-exchange
-// on that word, so a worker that read a region's record while it was being replaced fails to take anything from it.
+// See pool.hpp. Every thread has a lane: its share of the tasks, neighbours in the index, so that weights stream from front
+// to back; who is done with his own lane takes from the others'. A lane is one atomic word, (generation, next task), and
+// taking is a compare-exchange on it, so a worker that still holds the record of an earlier region takes nothing.
 #include "pool.hpp"
 
 #include <pthread.h>
@@ -26,13 +27,14 @@ inline void pause() {
 #endif
 }
 
-// Spinning this long (tens of microseconds) covers the gap between two regions of a forward pass; then a worker sleeps.
-constexpr int WORKER_SPINS = 2000;
+// Spinning this long (about 100 microseconds) covers the gap between two regions of a forward pass, and nearly that
+// between two steps; then a worker sleeps.
+constexpr int WORKER_SPINS = 8000;
 constexpr int CALLER_SPINS = 2000;
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds LONG_WAIT{1};
 constexpr int LEAST_ALONE = 16, MOST_ALONE = 2048;  // regions; a forward pass has a few for each layer
-constexpr uint64_t CLOSED = 0xFFFFFFFFu;  // as next task: nothing to take
+constexpr uint64_t NEXT = 0xFFFFFFFFu;  // the part of a lane's word that is its next task
 
 using Task = void (*)(void* context, size_t index, int slot);
 
@@ -43,11 +45,12 @@ class Pool {
     bool try_enter() { return !busy_.test_and_set(std::memory_order_acquire); }
     void leave() { busy_.clear(std::memory_order_release); }
 
-    // By the one caller that entered; 0 < tasks < CLOSED.
+    // By the one caller that entered; 0 < tasks < NEXT.
     void run(size_t tasks, size_t grain, int slots, Task task, void* context) {
         start_workers(slots);
-        const uint64_t generation = (word_.load(std::memory_order_relaxed) >> 32) + 1;
-        word_.store(generation << 32 | CLOSED, std::memory_order_relaxed);
+        // Odd while the record is written. Nothing of the region before is left to take: its lanes are empty.
+        const uint64_t generation = (generation_.load(std::memory_order_relaxed) + 2) & NEXT;
+        generation_.store(generation - 1, std::memory_order_relaxed);
         std::atomic_thread_fence(std::memory_order_release);  // pairs with the fence in work()
         task_.store(task, std::memory_order_relaxed);
         context_.store(context, std::memory_order_relaxed);
@@ -55,7 +58,9 @@ class Pool {
         grain_.store(grain, std::memory_order_relaxed);
         slots_.store(slots, std::memory_order_relaxed);
         done_.store(0, std::memory_order_relaxed);
-        word_.store((generation + 1) << 32, std::memory_order_seq_cst);
+        for (int s = 0; s < slots; ++s)
+            lanes_[s].word.store(generation << 32 | share(tasks, s, slots), std::memory_order_relaxed);
+        generation_.store(generation, std::memory_order_seq_cst);
         if (sleepers_.load(std::memory_order_seq_cst)) {
             { const std::lock_guard<std::mutex> lock(mutex_); }  // nobody is between his last look and his sleep
             wake_.notify_all();
@@ -95,29 +100,40 @@ class Pool {
         pthread_sigmask(SIG_SETMASK, &before, nullptr);
     }
 
+    static size_t share(size_t tasks, int slot, int slots) { return tasks * size_t(slot) / size_t(slots); }
+
     // Take and run grains of the present region until none is left.
     void work(int slot) {
-        for (;;) {
-            uint64_t word = word_.load(std::memory_order_acquire);
-            const Task task = task_.load(std::memory_order_relaxed);
-            void* const context = context_.load(std::memory_order_relaxed);
-            const size_t tasks = tasks_.load(std::memory_order_relaxed), grain = grain_.load(std::memory_order_relaxed);
-            const int slots = slots_.load(std::memory_order_relaxed);
-            const size_t next = word & CLOSED;
-            if (next >= tasks || slot >= slots) return;
-            const size_t end = next + grain < tasks ? next + grain : tasks;
-            std::atomic_thread_fence(std::memory_order_acquire);
-            // Success proves that no region was published since the word was read: the record read belongs to it.
-            if (!word_.compare_exchange_strong(word, (word & ~CLOSED) | end, std::memory_order_acq_rel)) continue;
-            for (size_t i = next; i < end; ++i) task(context, i, slot);
-            done_.fetch_add(end - next, std::memory_order_release);
+        const uint64_t generation = generation_.load(std::memory_order_acquire);
+        const Task task = task_.load(std::memory_order_relaxed);
+        void* const context = context_.load(std::memory_order_relaxed);
+        const size_t tasks = tasks_.load(std::memory_order_relaxed), grain = grain_.load(std::memory_order_relaxed);
+        const int slots = slots_.load(std::memory_order_relaxed);
+        std::atomic_thread_fence(std::memory_order_acquire);
+        // A record that is being replaced may be mixed: whoever replaced it announces the new one.
+        if (generation % 2 || generation_.load(std::memory_order_relaxed) != generation || slot >= slots) return;
+        for (int i = 0; i < slots; ++i) {
+            const int from = slot + i < slots ? slot + i : slot + i - slots;
+            const size_t end = share(tasks, from + 1, slots);
+            std::atomic<uint64_t>& lane = lanes_[from].word;
+            uint64_t word = lane.load(std::memory_order_acquire);
+            for (;;) {
+                if (word >> 32 != generation) return;  // the region is over
+                const size_t next = word & NEXT, past = next + grain < end ? next + grain : end;
+                if (next >= end) break;
+                // Success proves that tasks were left, hence that the region was alive and its record is the one read.
+                if (!lane.compare_exchange_strong(word, generation << 32 | past, std::memory_order_acq_rel)) continue;
+                for (size_t t = next; t < past; ++t) task(context, t, slot);
+                done_.fetch_add(past - next, std::memory_order_release);
+                word = lane.load(std::memory_order_acquire);
+            }
         }
     }
 
     void serve(int slot) {
         const CanonicalFloats canonical;
         uint64_t seen = 0;
-        const auto generation = [this] { return word_.load(std::memory_order_seq_cst) >> 32; };
+        const auto generation = [this] { return generation_.load(std::memory_order_seq_cst); };
         for (;;) {
             const int spins = slot < wanted_threads.load(std::memory_order_relaxed) ? WORKER_SPINS : 0;
             for (int i = 0; generation() == seen && i < spins; ++i) pause();
@@ -134,7 +150,11 @@ class Pool {
 
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     int workers_ = 0, alone_ = 0, backoff_ = LEAST_ALONE;
-    alignas(64) std::atomic<uint64_t> word_{CLOSED};  // generation << 32 | next task
+    struct alignas(64) Lane {
+        std::atomic<uint64_t> word{0};  // generation << 32 | next task
+    };
+    Lane lanes_[MAX_THREADS];
+    alignas(64) std::atomic<uint64_t> generation_{0};  // 32 bits; even: a region's record can be read
     std::atomic<Task> task_{nullptr};
     std::atomic<void*> context_{nullptr};
     std::atomic<size_t> tasks_{0}, grain_{1};
@@ -177,7 +197,7 @@ void pool_set_threads(int threads) { wanted_threads.store(threads, std::memory_o
 void pool_run(size_t tasks, size_t grain, int slots, Task task, void* context) {
     const int threads = pool_threads();
     if (slots > threads) slots = threads;
-    Pool* const workers = tasks > grain && slots > 1 && tasks < CLOSED ? pool() : nullptr;
+    Pool* const workers = tasks > grain && slots > 1 && tasks < NEXT ? pool() : nullptr;
     if (!workers || !workers->try_enter()) {
         for (size_t i = 0; i < tasks; ++i) task(context, i, 0);
         return;

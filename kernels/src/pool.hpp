@@ -1,4 +1,4 @@
-// A thread pool for short parallel regions: `tasks` independent tasks, handed out one grain at a time.
+// A thread pool for short parallel regions: `tasks` independent tasks, neighbours to the same thread, a grain at a time.
 //
 // Invariant: what a task computes depends on its index only; who runs it, and when, is left open. The caller works too,
 // and a region ends when its tasks are done, not when every worker has looked at it, so a worker that the system has

@@ -131,6 +131,20 @@ static inline V fma(V a, V b, V c) {
 #endif
 #endif
 
+// to[j][i] = from[i][j] for i, j < 4; strides in floats.
+static inline void transpose4(const float* from, size_t stride, float* to, size_t to_stride) {
+#if defined(__SSE2__)
+    __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + stride), c = _mm_loadu_ps(from + 2 * stride),
+           d = _mm_loadu_ps(from + 3 * stride);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(to, a), _mm_storeu_ps(to + to_stride, b), _mm_storeu_ps(to + 2 * to_stride, c),
+        _mm_storeu_ps(to + 3 * to_stride, d);
+#else
+    for (int j = 0; j < 4; ++j)
+        for (int i = 0; i < 4; ++i) to[j * to_stride + i] = from[i * stride + j];
+#endif
+}
+
 static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
 }  // namespace iso::ISO_NS

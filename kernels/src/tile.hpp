@@ -1,7 +1,7 @@
 // The micro-kernel that linear and attention share: one block's fma chains for a few rows and one panel of 32 outputs.
 //
 // Invariant: the chain of output (row, column) is c = +0; c = fma(x[row,k], w[k,column], c), k ascending; then it is added
-// once to total[row][column]. Rows and vectors only decide how many chains run side by side.
+// once to that output's total. Rows and vectors only decide how many chains run side by side.
 #pragma once
 #include "simd.hpp"
 
@@ -9,9 +9,18 @@ namespace iso::ISO_NS {
 
 enum { PANEL = 32, BLOCK = 256 };
 
-// x: [count][ROWS] (rows interleaved, so that a step reads ROWS neighbours), w: [count][PANEL], total: [ROWS][PANEL].
+// Where a block's chains end: to = ((before or +0) + chain), then the bias, then the residual, each one rounding.
+struct Ending {
+    const float* before;   // totals so far, [rows][PANEL]; null before the first block
+    float* to;             // may be `before`
+    size_t stride;         // floats between the rows of `to`
+    const float* bias;     // [PANEL] or null
+    const float* residual; // rows as those of `to`, or null
+};
+
+// x: [count][ROWS] (rows interleaved, so that a step reads ROWS neighbours), w: [count][PANEL].
 template <int ROWS, int VECTORS, typename W>
-static inline void chains(const float* x, const W* w, size_t count, float* total) {
+static inline void chains(const float* x, const W* w, size_t count, const Ending& end) {
     V c[ROWS][VECTORS];
     for (int r = 0; r < ROWS; ++r)
         for (int v = 0; v < VECTORS; ++v) c[r][v] = broadcast(0.0f);
@@ -28,40 +37,53 @@ static inline void chains(const float* x, const W* w, size_t count, float* total
     }
     for (int r = 0; r < ROWS; ++r)
         for (int v = 0; v < VECTORS; ++v) {
-            float* t = total + r * PANEL + v * LANES;
-            store(t, load(t) + c[r][v]);
+            V t = (end.before ? load(end.before + r * PANEL + v * LANES) : broadcast(0.0f)) + c[r][v];
+            if (end.bias) t = t + load(end.bias + v * LANES);
+            if (end.residual) t = load(end.residual + r * end.stride + v * LANES) + t;
+            store(end.to + r * end.stride + v * LANES, t);
         }
 }
 
 template <int ROWS, typename W>
-static inline void tile_rows(const float* x, const W* w, size_t count, float* total) {
+static inline void tile_rows(const float* x, const W* w, size_t count, const Ending& end) {
     // As many vectors at a time as the registers hold beside the rows' chains; a single row takes the whole panel.
     constexpr int ALL = PANEL / LANES;
     constexpr int VECTORS = ALL <= 2 ? ALL : (ROWS == 1 ? 4 : 2);
-    for (int v = 0; v < ALL; v += VECTORS) chains<ROWS, VECTORS, W>(x, w + v * LANES, count, total + v * LANES);
+    for (int v = 0; v < ALL; v += VECTORS) {
+        const size_t i = size_t(v) * LANES;
+        chains<ROWS, VECTORS, W>(x, w + i, count,
+                                 Ending{end.before ? end.before + i : nullptr, end.to + i, end.stride,
+                                        end.bias ? end.bias + i : nullptr, end.residual ? end.residual + i : nullptr});
+    }
 }
 
 // One block (count <= BLOCK) for any number of rows up to TILE_ROWS.
 template <typename W>
-static inline void tile(int rows, const float* x, const W* w, size_t count, float* total) {
+static inline void tile(int rows, const float* x, const W* w, size_t count, const Ending& end) {
     switch (rows) {
-        case 1: return tile_rows<1, W>(x, w, count, total);
-        case 2: return tile_rows<2, W>(x, w, count, total);
-        case 3: return tile_rows<3, W>(x, w, count, total);
-        case 4: return tile_rows<4, W>(x, w, count, total);
+        case 1: return tile_rows<1, W>(x, w, count, end);
+        case 2: return tile_rows<2, W>(x, w, count, end);
+        case 3: return tile_rows<3, W>(x, w, count, end);
+        case 4: return tile_rows<4, W>(x, w, count, end);
     }
     if constexpr (TILE_ROWS > 4) switch (rows) {
-        case 5: return tile_rows<5, W>(x, w, count, total);
-        case 6: return tile_rows<6, W>(x, w, count, total);
+        case 5: return tile_rows<5, W>(x, w, count, end);
+        case 6: return tile_rows<6, W>(x, w, count, end);
     }
     if constexpr (TILE_ROWS > 6) switch (rows) {
-        case 7: return tile_rows<7, W>(x, w, count, total);
-        case 8: return tile_rows<8, W>(x, w, count, total);
-        case 9: return tile_rows<9, W>(x, w, count, total);
-        case 10: return tile_rows<10, W>(x, w, count, total);
-        case 11: return tile_rows<11, W>(x, w, count, total);
-        case 12: return tile_rows<12, W>(x, w, count, total);
+        case 7: return tile_rows<7, W>(x, w, count, end);
+        case 8: return tile_rows<8, W>(x, w, count, end);
+        case 9: return tile_rows<9, W>(x, w, count, end);
+        case 10: return tile_rows<10, W>(x, w, count, end);
+        case 11: return tile_rows<11, W>(x, w, count, end);
+        case 12: return tile_rows<12, W>(x, w, count, end);
     }
+}
+
+// One block added to total: [rows][PANEL].
+template <typename W>
+static inline void tile(int rows, const float* x, const W* w, size_t count, float* total) {
+    tile<W>(rows, x, w, count, Ending{total, total, PANEL, nullptr, nullptr});
 }
 
 }  // namespace iso::ISO_NS

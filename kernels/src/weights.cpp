@@ -29,16 +29,16 @@ Packed::Packed(size_t outputs, size_t k, int storage, bool checksums)
     if (panels_ > SIZE_MAX / PANEL / (k + 4)) throw std::bad_alloc();
     require(!checksums || storage == ISO_INT8, "checksums are for int8 weights only: float sums are not exact");
     if (storage == ISO_F32) {
-        f32_ = Buffer<float>(panels_ * PANEL * k);
+        f32_ = Buffer<float>(panels_ * PANEL * k, Life::LASTING);
     } else if (storage == ISO_BF16) {
-        bf16_ = Buffer<uint16_t>(panels_ * PANEL * k);
+        bf16_ = Buffer<uint16_t>(panels_ * PANEL * k, Life::LASTING);
     } else {
         if (k > MOST_INT8_INPUTS)
             throw Failure{ISO_UNSUPPORTED, "int8: a linear with " + std::to_string(k) + " inputs: sums of more than " +
                                                std::to_string(MOST_INT8_INPUTS) + " products may not fit into 32 bits"};
-        int8_ = Buffer<int8_t>(panels_ * PANEL * groups() * 4);
-        scales_ = Buffer<float>(panels_ * PANEL);
-        offsets_ = Buffer<int32_t>(panels_ * PANEL);
+        int8_ = Buffer<int8_t>(panels_ * PANEL * groups() * 4, Life::LASTING);
+        scales_ = Buffer<float>(panels_ * PANEL, Life::LASTING);
+        offsets_ = Buffer<int32_t>(panels_ * PANEL, Life::LASTING);
     }
 }
 
@@ -167,8 +167,9 @@ void run_linear(const Packed& w, const float* x, size_t rows, size_t n, Buffer<f
         });
         call.x = scratch.data();
     }
-    const size_t panels = panels_of(n);
-    parallel(panels, grain_of(panels), MAX_THREADS, [&](size_t panel, int) { k.linear_panel(call, panel); });
+    const size_t panels = panels_of(n), panel_bytes = PANEL * w.k() * (w.storage() == ISO_F32 ? 4 : 2);
+    const size_t grain = 1 + (size_t(1) << 15) / (panel_bytes * rows);  // microseconds of work
+    parallel(panels, grain, MAX_THREADS, [&](size_t panel, int) { k.linear_panel(call, panel); });
 }
 
 }  // namespace iso

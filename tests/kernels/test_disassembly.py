@@ -58,7 +58,14 @@ def test_the_library_keeps_its_symbols() -> None:
     assert {"", "scalar", "avx2", "avx512", "avx512vnni"} <= set(code())
     for path in ("scalar", "avx2", "avx512"):
         functions = {function for function, _, _ in code()[path]}
-        for kernel in ("linear_panel", "linear_int8_panel", "attention_tile", "rms_norm", "blake3", "noisy_argmax"):
+        for kernel in (
+            "linear_panel",
+            "linear_int8_panel",
+            "attention_tile",
+            "rms_norm",
+            "blake3",
+            "noisy_argmax",
+        ):
             assert any(kernel in function for function in functions), (path, kernel)
 
 

@@ -51,7 +51,7 @@ def test_small_rows_keep_what_their_scale_can_say():
     """Scales round among the subnormals: to 0 below 64 units, to too little up to 190 of them."""
     units = [0, 1, 2, 62, 63, 64, 65, 100, 127, 128, 150, 190, 191, 254, 317, 318, 1000, 1 << 23]
     rows = [[n, n >> 1, 0x80000000 | n, 0x80000000 | (n >> 2), 0, 0x80000000] for n in units]
-    x = data.from_bits(sum(rows, [])).reshape(len(units), -1)
+    x = data.from_bits([n for row in rows for n in row]).reshape(len(units), -1)
     agree_rows(x)
     got = quantise_rows(x)
     assert [row for row, n in zip(got.q.tolist(), units, strict=True) if n < 64 and any(row)] == []

@@ -47,7 +47,7 @@ class _Record(ctypes.Structure):
 
 
 _ROOM = 4096  # as many as the library keeps for a thread
-_room = (_Record * _ROOM)
+_room = _Record * _ROOM
 
 
 def faults() -> list[Fault]:

@@ -155,16 +155,17 @@ class PackedLinear:
         """
         scales = None
         if isinstance(w, Quantised):
-            q = quantised("w", w)
-            stored, kind, scales = q.q, INT8, address(q.scales)
+            w = quantised("w", w)
+            stored, kind, scales = address(w.q), INT8, address(w.scales)
         else:
-            stored, kind = weights("w", w)
+            w, kind = weights("w", w)
+            stored = address(w)
         packed = INT8 if storage == "int8" else kind
         if checksums and packed != INT8:
             raise ArgumentError("checksums are for int8 weights only: float sums are not exact")
-        self.n, self.k = stored.shape
+        self.n, self.k = int(w.shape[0]), int(w.shape[1])
         if not self.n or not self.k:
-            raise ShapeError("w", "with at least one row and one column", stored.shape)
+            raise ShapeError("w", "with at least one row and one column", w.shape)
         if bias is not None:
             bias = floats_of("bias", bias, (self.n,))
         library = load()
@@ -172,7 +173,7 @@ class PackedLinear:
         bias_address = None if bias is None else address(bias)
         check(
             library.iso_linear_new(
-                address(stored),
+                stored,
                 kind,
                 scales,
                 self.n,

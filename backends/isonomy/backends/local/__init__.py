@@ -8,6 +8,7 @@
 - `defaults`: generation_config.json and ranges of sampling
 - `checkpoint`: all of these loaded, with their digests
 - `text`, `steps`: whole characters, stop strings, the loop over steps
+- `forcing`, `scoring`, `perplexity`: known tokens through the model, and how probable they were
 - `shipped`: the demo model
 """
 
@@ -15,5 +16,14 @@ from __future__ import annotations
 
 from .backend import Local
 from .errors import DamagedModel, NonFinite, NotCovered, Tampered
+from .scoring import Perplexity, Scored
 
-__all__ = ["DamagedModel", "Local", "NonFinite", "NotCovered", "Tampered"]
+__all__ = [
+    "DamagedModel",
+    "Local",
+    "NonFinite",
+    "NotCovered",
+    "Perplexity",
+    "Scored",
+    "Tampered",
+]

@@ -21,9 +21,10 @@ import msgspec
 
 from isonomy.sdk.errors import BackendError, InputError
 from isonomy.sdk.generation import Generation, Identity, Request, Sampling, Usage
+from isonomy.sdk.requests import as_messages
 from isonomy.sdk.vocabulary import Message, Text
 
-from . import defaults, packages, shipped, steps
+from . import defaults, packages, perplexity, scoring, shipped, steps
 from .checkpoint import Checkpoint, load
 from .errors import BACKEND
 
@@ -180,6 +181,39 @@ class Local:
             return await asyncio.to_thread(self._generate, request, on_text, cancelled.is_set)
         finally:
             cancelled.set()
+
+    def score(
+        self,
+        messages: str | Sequence[Message | dict[str, Any]],
+        completion: str | Sequence[int] | Generation,
+    ) -> scoring.Scored:
+        """Return how probable each token of a completion is after these messages.
+
+        The log-probabilities of an answer that was generated from the same messages are those of
+        its `tokens`, bit for bit.
+
+        Args:
+            messages: As for `isonomy.sdk.Guard.chat`.
+            completion: Text, token ids, or a generation.
+
+        Raises:
+            InputError: messages or completion can't be made into tokens.
+            ContextLength: both together do not fit.
+            NonFinite: the model left the finite numbers.
+        """
+        loaded = self._loaded()
+        prompt = loaded.template.render(_plain(Request(messages=as_messages(messages))))
+        ids = loaded.tokenizer.encode(prompt, context=loaded.context)
+        return scoring.score(loaded, ids, completion)
+
+    def perplexity(self, text: str, **options: Any) -> scoring.Perplexity:
+        """Return how well the model predicts a text; see `perplexity.perplexity` for the options.
+
+        Raises:
+            InputError: the text has too few tokens, or an option is out of its range.
+            NonFinite: the model left the finite numbers.
+        """
+        return perplexity.perplexity(self._loaded(), text, **options)
 
     def close(self) -> None:
         """Let go of the weights; generations under way still end. Calling it twice is harmless."""

@@ -24,7 +24,7 @@ from .errors import BACKEND, DamagedModel, NotCovered, Tampered
 from .template import ChatTemplate
 
 if TYPE_CHECKING:
-    from isonomy.kernels import Decoder
+    from isonomy.kernels import Decoder, DecoderConfig
 
 CONFIG = "config.json"
 TABLE_POSITIONS = 1 << 15
@@ -82,16 +82,15 @@ def load(
     listing = weights.listing(folder)
     found = weights.find(folder, listing, layout.arrange(model, listing))
 
-    ropes = [_rope(kernels, rope) for rope in model.ropes]
     artefacts = {
         "config": "blake3:" + blake3(data).hexdigest(),
         "generation_config": "blake3:" + blake3(generation_data).hexdigest(),
         "tokenizer": tokens.digest,
         "chat_template": "blake3:" + blake3(source.encode()).hexdigest(),
-        "rope_tables": _rope_digest(kernels, ropes, model.max_positions),
+        "rope_tables": _rope_digest(kernels, model),
     }
     try:
-        decoder = _decoder(kernels, model, ropes, limit, found)
+        decoder = _decoder(kernels, model, limit, found)
     except kernels.KernelError as error:
         if expect is not None:  # the likelier story, and the one with both digests
             _verify(folder, expect, _complete(artefacts, found.digest()))
@@ -165,20 +164,19 @@ def _verify(folder: Path, expect: str, artefacts: dict[str, str]) -> None:
         raise Tampered(folder, expect, artefacts["model"])
 
 
-def _rope(kernels: Any, rope: Rope) -> tuple[Any, float]:
-    """The frequencies of a table, and the factor of its entries."""
-    return (
-        kernels.rope_frequencies(rope.rotary_dim, rope.theta, rope.scaling),
-        kernels.rope_attention_factor(rope.scaling),
-    )
+def _frequencies(kernels: Any, rope: Rope) -> Any:
+    return kernels.rope_frequencies(rope.rotary_dim, rope.theta, rope.scaling)
 
 
-def _rope_digest(kernels: Any, ropes: list[tuple[Any, float]], positions: int) -> str:
+def _rope_digest(kernels: Any, model: Architecture) -> str:
     """Digest the frequencies (binary64) and the tables' first rows: all cosines, then all sines."""
     hasher = blake3()
-    for frequencies, factor in ropes:
+    for rope in model.ropes:
+        frequencies = _frequencies(kernels, rope)
+        factor = kernels.rope_attention_factor(rope.scaling)
+        positions = min(model.max_positions, TABLE_POSITIONS)
         hasher.update(frequencies.astype("<f8").tobytes())
-        for table in kernels.rope_tables(frequencies, min(positions, TABLE_POSITIONS), factor):
+        for table in kernels.rope_tables(frequencies, positions, factor):
             hasher.update(table.astype("<f4").tobytes())
     return "blake3:" + str(hasher.hexdigest())
 
@@ -221,32 +219,33 @@ _SWITCHES = (
 """What an architecture and a decoder's configuration have under the same name."""
 
 
-def _decoder(
-    kernels: Any,
-    model: Architecture,
-    ropes: list[tuple[Any, float]],
-    positions: int,
-    found: weights.Weights,
-) -> Decoder:
-    if "ropes" not in kernels.DecoderConfig.__struct_fields__:
-        return _plain_decoder(kernels, model, ropes, positions, found)
-    config = kernels.DecoderConfig(
+def decoder_config(kernels: Any, model: Architecture, positions: int) -> DecoderConfig:
+    """Return what the kernels need to know of a model, for sequences of up to `positions`."""
+    config: DecoderConfig = kernels.DecoderConfig(
         ropes=tuple(
-            kernels.Rope(frequencies=tuple(frequencies.tolist()), attention_factor=factor)
-            for frequencies, factor in ropes
+            kernels.Rope(
+                frequencies=tuple(_frequencies(kernels, rope).tolist()),
+                attention_factor=kernels.rope_attention_factor(rope.scaling),
+            )
+            for rope in model.ropes
         ),
         # A learned table is loaded whole, however little of it will be used.
         max_positions=model.max_positions if model.positions == "learned" else positions,
         **{name: getattr(model, name) for name in _SWITCHES},
     )
-    decoder: Decoder = kernels.Decoder(config, found)
+    return config
+
+
+def _decoder(kernels: Any, model: Architecture, positions: int, found: weights.Weights) -> Decoder:
+    if "ropes" not in kernels.DecoderConfig.__struct_fields__:
+        return _plain_decoder(kernels, model, positions, found)
+    decoder: Decoder = kernels.Decoder(decoder_config(kernels, model, positions), found)
     return decoder
 
 
 def _plain_decoder(
     kernels: Any,
     model: Architecture,
-    ropes: list[tuple[Any, float]],
     positions: int,
     found: weights.Weights,
 ) -> Decoder:
@@ -258,13 +257,13 @@ def _plain_decoder(
         absent = name not in names and name != "layer_ropes"
         if absent and getattr(model, name) != defaults_of[name]:
             raise NotCovered(CONFIG, name, f"{name} is not covered by these kernels.")
-    if model.qk_norm == "projection" or any(model.layer_ropes) or not ropes:
+    if model.qk_norm == "projection" or any(model.layer_ropes) or not model.ropes:
         raise NotCovered(CONFIG, "qk_norm", "not covered by these kernels.")
     given["qk_norm"] = model.qk_norm == "head"
     config = kernels.DecoderConfig(
         **given,
-        frequencies=tuple(ropes[0][0].tolist()),
-        attention_factor=ropes[0][1],
+        frequencies=tuple(_frequencies(kernels, model.ropes[0]).tolist()),
+        attention_factor=kernels.rope_attention_factor(model.ropes[0].scaling),
         max_positions=positions,
     )
     decoder: Decoder = kernels.Decoder(config, found)

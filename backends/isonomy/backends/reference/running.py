@@ -31,10 +31,10 @@ def opinion(folder: str | Path, ids: npt.ArrayLike) -> Opinion:
     """See `isonomy.backends.reference.opinion`."""
     model = _load(Path(folder))
     tokens = torch.from_numpy(_tokens(ids, model.config.vocab_size))
-    replacements.replace_tables(model, len(tokens))
     with _modules(model) as running, torch.no_grad():
         canonical = Canonical(lambda: running[-1])
         try:
+            replacements.replace_tables(model, len(tokens))
             with canonical:
                 logits = model(tokens[None], use_cache=False).logits[0]
         except KernelError as error:

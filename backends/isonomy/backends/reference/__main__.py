@@ -1,0 +1,45 @@
+"""Ask for a second opinion: ``python -m isonomy.backends.reference MODEL``.
+
+Exit status 0: all logits are equal, as bits. 1: they are not. 2: there is no second opinion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+
+from isonomy.backends import reference
+from isonomy.backends.local import shipped
+from isonomy.sdk.errors import IsonomyError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compare the engine with transformers' graph on random token ids, and say what was found."""
+    parser = argparse.ArgumentParser(
+        prog="python -m isonomy.backends.reference",
+        description="Compare the engine's logits with those of transformers' model graph, run on "
+        "the canonical operations: bit for bit.",
+    )
+    parser.add_argument("model", help="a checkpoint's folder, or 'demo'")
+    parser.add_argument("--tokens", type=int, default=300, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random ids")
+    given = parser.parse_args(arguments)
+    folder = shipped.FOLDER if given.model == shipped.NAME else given.model
+    try:
+        vocab = reference.logits(folder, [0]).shape[1]
+        ids = np.random.default_rng(given.seed).integers(0, vocab, given.tokens)
+        difference = reference.compare(folder, ids)
+    except IsonomyError as error:
+        print(f"no second opinion: {error}", file=sys.stderr)
+        return 2
+    if difference is not None:
+        print(f"different: {difference}")
+        return 1
+    print(f"equal: {given.tokens} positions, {given.tokens * vocab} logits, every bit")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
