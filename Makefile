@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt $(wildcard kernels/CMakeLists.txt kernels/src/*)
 
-.PHONY: demo test check format lint types bench verify-math clean
+.PHONY: demo test check format lint types bench bench-peers verify-math clean
 
 demo: $(VENV)/.local
 	$(BIN)/isonomy demo
@@ -31,6 +31,11 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+# llama.cpp for the comparison in bench/, compiled for this machine: minutes. Needs CMake.
+bench-peers:
+	$(PYTHON) -m venv build/peers
+	CMAKE_ARGS=-DGGML_NATIVE=ON build/peers/bin/pip install --quiet numpy gguf llama-cpp-python
 
 # All 2^32 inputs of each correctly rounded function against MPFR: minutes on two cores. Needs CMake and MPFR
 # (apt-get install cmake libmpfr-dev).

@@ -1,4 +1,4 @@
-"""``python -m bench [--quick] [engine|overhead|log ...]``: print every figure that README gives."""
+"""``python -m bench [--quick] [NAME ...]``: print every figure that README gives."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 
 from .measuring import machine
 
-NAMES = ("engine", "overhead", "log")
+NAMES = ("speed", "curves", "startup", "overhead", "log")
 
 
 def main() -> None:
@@ -26,7 +26,10 @@ def main() -> None:
     print(f"Measured on {machine()}.")
     for name in arguments.names or NAMES:
         module = importlib.import_module(f"{__package__}.{name}")
-        print(f"\n## {name}\n\n{module.main(quick=arguments.quick)}", flush=True)
+        print(f"\n## {name}\n", flush=True)
+        text = module.main(quick=arguments.quick)
+        for part in [text] if isinstance(text, str) else text:
+            print(part, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from isonomy.sdk import BackendError
 from isonomy.sdk.events import Event, Generated
 from isonomy.sdk.generation import Generation, LayerTrace, Retracer, TokenTrace
 
@@ -132,12 +133,15 @@ def look(
         for old, new in zip(recorded, replayed, strict=False)
         if isinstance(old, Generated) and isinstance(new, Generated)
     ]
-    if same:
-        return _all(pairs, backend)
-    if difference is not None and difference.step is not None:
-        for old, new in pairs:
-            if old.sequence == difference.event:
-                return below(old, new, difference.step, backend)
+    try:
+        if same:
+            return _all(pairs, backend)
+        if difference is not None and difference.step is not None:
+            for old, new in pairs:
+                if old.sequence == difference.event:
+                    return below(old, new, difference.step, backend)
+    except BackendError as error:
+        return Depth(conclusion="unable", note=f"a fresh execution failed: {error}")
     return Depth(conclusion="elsewhere")
 
 
@@ -170,18 +174,18 @@ def below(old: Generated, new: Generated, step: int, backend: Retracer) -> Depth
     return _with_each_other(old, new, step, backend)
 
 
-def _ids(old: Generation, new: Generation, step: int) -> tuple[int, ...]:
-    """Return the ids up to and with `step`: the first is as good as the second before it."""
-    for generation in (new, old):
-        if generation.tokens is not None and len(generation.tokens.ids) > step:
-            return generation.tokens.ids[: step + 1]
-    return ()
+def _ids(new: Generation, step: int) -> tuple[int, ...]:
+    """Return the ids that `step` is computed from, and one in its own place, which plays no part.
+
+    Up to the first difference the replay's are the record's; beyond it the record's may be no ids.
+    """
+    return (*(new.tokens.ids[:step] if new.tokens is not None else ()), 0)
 
 
 def _with_record(
     old: Generated, new: Generated, step: int, trace: TokenTrace, backend: Retracer
 ) -> Depth:
-    ids = _ids(old.generation, new.generation, step)
+    ids = _ids(new.generation, step)
     fresh = backend.retrace(new.generation.prompt_ids or (), ids)
     found = Depth(
         conclusion="sampling",
@@ -207,7 +211,7 @@ def _with_record(
 
 
 def _with_each_other(old: Generated, new: Generated, step: int, backend: Retracer) -> Depth:
-    ids = _ids(old.generation, new.generation, step)
+    ids = _ids(new.generation, step)
     prompt = new.generation.prompt_ids or ()
     first = backend.retrace(prompt, ids, runtime=old.generation.runtime)
     second = backend.retrace(prompt, ids, runtime=PLAINEST)

@@ -81,7 +81,7 @@ def test_pieces_of_text_are_the_text(backend: Local) -> None:
     assert generation.prompt_ids is not None
     assert generation.prompt.endswith("<|im_start|>assistant\n")
     assert generation.usage.input_tokens == len(generation.prompt_ids)
-    assert set(generation.timings) == {"prompt", "decode"}
+    assert set(generation.timings) == {"waiting", "prompt", "decode", "outside"}
 
 
 def test_without_a_temperature_the_most_probable_token_is_taken(backend: Local) -> None:

@@ -47,6 +47,31 @@ def test_one_operation_left_to_torch(
     difference = reference.compare(folder, IDS)
     assert difference is not None
     assert difference.engine == pytest.approx(difference.opinion, abs=1e-3)
+    assert difference.layer == 0
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, None])
+def test_the_layer_is_named(
+    folder: Path, layer: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit of one product, in a layer's last linear or in the output layer."""
+    honest, calls = dispatch.KERNELS["aten.mm.default"], []
+    products = 7  # q, k, v, o, gate, up, down
+    last = 3 * products if layer is None else products * (layer + 1) - 1
+
+    def wrong(x: Any, w: Any) -> Any:
+        y = honest(x, w)
+        if len(calls) == last:
+            y.view(torch.int32)[17, 3] ^= 1 << 20
+        calls.append(w.shape)
+        return y
+
+    monkeypatch.setitem(dispatch.KERNELS, "aten.mm.default", wrong)
+    difference = reference.compare(folder, IDS)
+    assert difference is not None
+    assert (difference.layer, difference.position) == (layer, 17)
+    assert len(calls) == 3 * products + 1
+    assert ("the output layer" if layer is None else f"layer {layer}") in str(difference)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@
 - `tokenizer`, `template`: messages to ids and back
 - `defaults`: generation_config.json and ranges of sampling
 - `checkpoint`: all of these loaded, with their digests
-- `text`, `steps`: whole characters, stop strings, the loop over steps
+- `text`, `sequence`: whole characters, stop strings, one answer and the evidence of its steps
+- `engine`, `leading`: all answers together, driven by whoever waits for one
+- `prefix`, `drafts`: what was computed before, what may come next
 - `forcing`, `scoring`, `perplexity`: known tokens through the model, and how probable they were
 - `shipped`: the demo model
 """
@@ -15,7 +17,16 @@
 from __future__ import annotations
 
 from .backend import Local
-from .errors import DamagedModel, NonFinite, NotCovered, Tampered
+from .errors import (
+    DamagedModel,
+    NonFinite,
+    NotCovered,
+    Overloaded,
+    Tampered,
+    TooLarge,
+    UnusableFormat,
+    WrongDraft,
+)
 from .scoring import Perplexity, Scored
 
 __all__ = [
@@ -23,7 +34,11 @@ __all__ = [
     "Local",
     "NonFinite",
     "NotCovered",
+    "Overloaded",
     "Perplexity",
     "Scored",
     "Tampered",
+    "TooLarge",
+    "UnusableFormat",
+    "WrongDraft",
 ]

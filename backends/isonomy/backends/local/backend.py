@@ -1,32 +1,50 @@
 """`Local`: the built-in deterministic engine as a backend.
 
 The same `Request` gives the same `Generation` bit for bit, on every machine, apart from `runtime`
-and `timings`. Requests may come from several threads; each has its own session. Importing this
-module loads none of the engine's packages; building a `Local` does.
+and `timings`. Requests may come from several threads and loops; one engine computes them together.
+Importing this module loads none of the engine's packages; building a `Local` does.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import os
 import platform
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from isonomy.sdk.errors import BackendError, InputError
-from isonomy.sdk.generation import Generation, Identity, Request, Sampling, Usage
+from isonomy.sdk.generation import Generation, Identity, LayerTrace, Request, Sampling, Usage
 from isonomy.sdk.requests import as_messages
 from isonomy.sdk.vocabulary import Message, Text
 
-from . import defaults, packages, perplexity, scoring, shipped, steps
+from . import defaults, forcing, grammar, packages, perplexity, scoring, shipped
 from .checkpoint import Checkpoint, load
-from .errors import BACKEND
+from .errors import BACKEND, WrongDraft
+
+if TYPE_CHECKING:
+    from .drafts import Draft
+    from .engine import Engine
+    from .sequence import Running
+
+CACHE_BYTES = 2 << 30
+"""Memory for caches where nobody says otherwise and no sequence can need more."""
+
+LONG = 20_000
+"""Characters of messages from which a coroutine has them read by a thread, as it takes a while."""
+
+
+class _Asked(msgspec.Struct, frozen=True, eq=False):
+    """A request on its way: `sequence` is driven by `engine`."""
+
+    engine: Any
+    sequence: Any
+    prompt: str
+    grammar: str | None
 
 
 class Local:
@@ -46,8 +64,18 @@ class Local:
         max_tokens: See `temperature`.
         seed: See `temperature`.
         stop: See `temperature`.
-        prompt_chunk: Feed prompts in pieces of so many tokens, which bounds memory; `None`: whole.
-            It never changes a bit.
+        prompt_chunk: Most tokens of prompts that are read in one step, beside the answers that are
+            being written. As with all options down to `trace_layers`, it never changes a bit.
+        cache_bytes: Memory for the key-value caches of all requests, the prefix cache included.
+            `None`: 2 GiB, or what one sequence of full length needs.
+        prefix_cache_bytes: How much of it may hold what was computed of requests that have ended.
+            `None`: a quarter.
+        max_concurrent: Most requests that are computed at a time.
+        max_waiting: Most requests beyond these; one more is refused as `Overloaded`.
+        draft: Guess tokens ahead and check them together: ``lookup`` guesses that what followed the
+            last words before follows again; the folder of a smaller checkpoint with the same
+            tokens guesses by that model.
+        trace_layers: Record the digests of what every layer computes (`TokenTrace.layers`).
         context: Limit of prompt and answer together, below the model's own.
         chat_template: A jinja template to use instead of the checkpoint's.
         expect: The model digest (``blake3:...``, as in `identity().artefacts["model"]`) that the
@@ -59,6 +87,8 @@ class Local:
         MissingExtra: packages of the extra `local` are not installed.
         InputError: an option is out of its range.
     """
+
+    verifies = True
 
     def __init__(
         self,
@@ -72,7 +102,13 @@ class Local:
         max_tokens: int | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
-        prompt_chunk: int | None = None,
+        prompt_chunk: int = 512,
+        cache_bytes: int | None = None,
+        prefix_cache_bytes: int | None = None,
+        max_concurrent: int = 32,
+        max_waiting: int = 1024,
+        draft: str | os.PathLike[str] | None = None,
+        trace_layers: bool = False,
         context: int | None = None,
         chat_template: str | None = None,
         expect: str | None = None,
@@ -89,8 +125,15 @@ class Local:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
         )
         defaults.check(options, "the option")
-        _require_positive("prompt_chunk", prompt_chunk, least=1)
-        _require_positive("context", context, least=2)
+        for name, value, least in (
+            ("prompt_chunk", prompt_chunk, 1),
+            ("cache_bytes", cache_bytes, 1),
+            ("prefix_cache_bytes", prefix_cache_bytes, 0),
+            ("max_concurrent", max_concurrent, 1),
+            ("max_waiting", max_waiting, 0),
+            ("context", context, 2),
+        ):
+            _require_whole(name, value, least=least)
         if model == shipped.NAME:
             self._name = shipped.NAME
             self._spec = "local:" + shipped.NAME
@@ -109,13 +152,28 @@ class Local:
             )
             if value is not None and value != () and name != "candidate"
         }
-        self._checkpoint: Checkpoint | None = load(
-            folder, context=context, chat_template=chat_template, expect=expect
+        loaded = load(folder, context=context, chat_template=chat_template, expect=expect)
+        self._checkpoint: Checkpoint | None = loaded
+        self._defaults = defaults.merge(options, loaded.sampling)
+        self._constraints = grammar.Constraints(
+            loaded.tokenizer, loaded.architecture.vocab, loaded.eos_ids
         )
-        self._defaults = defaults.merge(options, self._checkpoint.sampling)
+        self._lookup = draft == "lookup"
+        self._draft = None if draft is None or self._lookup else _draft(draft, loaded)
         self._chunk = prompt_chunk
+        self._trace_layers = trace_layers
         self._clock = clock
         self._identity: Identity | None = None
+        self._engine: Engine | None = _engine(
+            loaded,
+            self._draft,
+            cache_bytes=cache_bytes,
+            prefix_cache_bytes=prefix_cache_bytes,
+            max_running=max_concurrent,
+            max_waiting=max_waiting,
+            prompt_chunk=prompt_chunk,
+            clock=clock,
+        )
 
     def identity(self) -> Identity:
         """Return who answers: digests of everything that can change an answer, and the numerics."""
@@ -136,6 +194,7 @@ class Local:
                     "cache": "f32",
                     "context": loaded.context,
                     "operations": loaded.architecture.operations(),
+                    "grammar": grammar.version(),
                 },
                 runtime={
                     **self._runtime(),
@@ -158,29 +217,51 @@ class Local:
         return defaults.merge(sampling, self._defaults)
 
     def generate(
-        self, request: Request, *, on_text: Callable[[str], None] | None = None
+        self,
+        request: Request,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        recorded: Generation | None = None,
     ) -> Generation:
         """Answer one request; `on_text` is called in this thread.
+
+        Args:
+            request: What to answer.
+            on_text: Receives each piece of text as soon as it is final.
+            recorded: What this request is said to have been answered. Its tokens are guesses, which
+                are checked at the speed of a prompt: the result is the same without it.
 
         Raises:
             InputError: the messages can't be made into a prompt, or ask for what is not covered.
             ContextLength: the prompt does not fit.
+            TooLarge: prompt and answer can never fit into `cache_bytes`.
+            Overloaded: too many requests wait already.
             NonFinite: the model left the finite numbers.
         """
-        return self._generate(request, on_text, lambda: False)
+        asked = self._ask(request, on_text is not None, recorded)
+        asked.engine.run(asked.sequence, on_text)
+        return self._generation(asked)
 
     async def agenerate(
-        self, request: Request, *, on_text: Callable[[str], None] | None = None
+        self,
+        request: Request,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        recorded: Generation | None = None,
     ) -> Generation:
-        """Answer one request in a worker thread, where `on_text` is called too.
+        """Answer one request; `on_text` is called on the running loop.
 
-        When the awaiting task is cancelled, the generation ends after the step it is in.
+        However many wait, one thread computes for them all, and only while they wait. When the
+        awaiting task is cancelled, the request ends after the step it is in.
         """
-        cancelled = threading.Event()
-        try:
-            return await asyncio.to_thread(self._generate, request, on_text, cancelled.is_set)
-        finally:
-            cancelled.set()
+        if request.response_format or sum(len(m.text) for m in request.messages) > LONG:
+            import asyncio
+
+            asked = await asyncio.to_thread(self._ask, request, on_text is not None, recorded)
+        else:
+            asked = self._ask(request, on_text is not None, recorded)
+        await asked.engine.arun(asked.sequence, on_text)
+        return self._generation(asked)
 
     def score(
         self,
@@ -215,9 +296,18 @@ class Local:
         """
         return perplexity.perplexity(self._loaded(), text, **options)
 
+    def retrace(
+        self, prompt: Sequence[int], ids: Sequence[int], *, runtime: Mapping[str, Any] | None = None
+    ) -> LayerTrace:
+        """Return what every layer computes at each step; see `isonomy.sdk.generation.Retracer`."""
+        return forcing.retrace(self._loaded(), prompt, ids, runtime)
+
     def close(self) -> None:
         """Let go of the weights; generations under way still end. Calling it twice is harmless."""
-        self._checkpoint = None
+        self._checkpoint = self._draft = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
 
     def __enter__(self) -> Local:
         """Return the backend itself."""
@@ -231,17 +321,21 @@ class Local:
         return f"Local({self._spec.removeprefix('local:')!r})"
 
     def _loaded(self) -> Checkpoint:
-        if self._checkpoint is None:
-            raise BackendError(f"{self!r} is closed. Open another one.", backend=BACKEND)
-        return self._checkpoint
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            raise self._closed()
+        return checkpoint
 
-    def _generate(
-        self,
-        request: Request,
-        on_text: Callable[[str], None] | None,
-        cancelled: Callable[[], bool],
-    ) -> Generation:
-        loaded = self._loaded()
+    def _closed(self) -> BackendError:
+        return BackendError(f"{self!r} is closed. Open another one.", backend=BACKEND)
+
+    def _ask(self, request: Request, listening: bool, recorded: Generation | None) -> _Asked:
+        """Make a request into a sequence of tokens to be continued."""
+        from .sequence import Running
+
+        loaded, engine = self._loaded(), self._engine
+        if engine is None:  # closed by another thread, a moment ago
+            raise self._closed()
         sampling = self.resolve(request.sampling)
         prompt = loaded.template.render(_plain(request))
         ids = loaded.tokenizer.encode(prompt, context=loaded.context)
@@ -250,28 +344,68 @@ class Local:
                 "the prompt is empty: the chat template made no token of these messages. Say "
                 "something."
             )
-        outcome = steps.run(
-            loaded.decoder,
+        constraint = self._constraints.of(request.response_format)
+        sequence = Running(
             ids,
             sampling,
             decode=loaded.tokenizer.decode,
             eos_ids=loaded.eos_ids,
             context=loaded.context,
-            chunk=self._chunk,
-            on_text=on_text,
-            cancelled=cancelled,
-            clock=self._clock,
+            vocab=loaded.architecture.vocab,
+            draft=self._drafted(ids, sampling, recorded),
+            constraint=constraint,
+            trace=self._trace_layers,
+            listening=listening,
         )
+        return _Asked(engine, sequence, prompt, None if constraint is None else grammar.version())
+
+    def _drafted(
+        self, ids: Sequence[int], sampling: Sampling, recorded: Generation | None
+    ) -> Draft | None:
+        """Say who guesses how the answer goes on, if anybody."""
+        from .drafts import DraftModel, PromptLookup, Recorded
+        from .sequence import parameters
+
+        draft: Draft | None = None
+        if self._lookup:
+            draft = PromptLookup()
+        elif self._draft is not None:
+            assert sampling.max_tokens is not None  # resolved
+            draft = DraftModel(
+                self._draft.decoder,
+                parameters(sampling),
+                capacity=len(ids) + sampling.max_tokens,
+                chunk=self._chunk,
+            )
+        if recorded is not None and recorded.tokens is not None:
+            draft = Recorded(ids, recorded.tokens.ids, draft)
+        return draft
+
+    def _generation(self, asked: _Asked) -> Generation:
+        sequence: Running = asked.sequence
+        runtime = self._runtime() | {
+            "cached": sequence.cached,
+            "batch": sequence.batch,
+            "guessed": sequence.guessed,
+            "accepted": sequence.accepted,
+        }
+        if asked.grammar is not None:
+            runtime["grammar"] = asked.grammar
         return Generation(
-            content=(Text(outcome.text),),
-            finish_reason=outcome.finish_reason,
+            content=(Text("".join(sequence.answer.given)),),
+            finish_reason=sequence.answer.finish_reason,
             model=self._name,
-            usage=Usage(len(ids), len(outcome.trace.ids)),
-            prompt=prompt,
-            prompt_ids=tuple(ids),
-            tokens=outcome.trace,
-            runtime=self._runtime(),
-            timings=outcome.timings,
+            usage=Usage(sequence.prompted, len(sequence.steps)),
+            prompt=asked.prompt,
+            prompt_ids=tuple(sequence.ids[: sequence.prompted]),
+            tokens=sequence.trace(),
+            runtime=runtime,
+            timings={
+                "waiting": sequence.admitted - sequence.submitted,
+                "prompt": sequence.began - sequence.admitted,
+                "decode": sequence.ended - sequence.began,
+                "outside": sequence.outside,
+            },
         )
 
     def _runtime(self) -> dict[str, Any]:
@@ -279,14 +413,42 @@ class Local:
         return {"isa": info.isa, "threads": info.threads, "prompt_chunk": self._chunk}
 
 
+def _engine(
+    loaded: Checkpoint,
+    draft: Checkpoint | None,
+    *,
+    cache_bytes: int | None,
+    prefix_cache_bytes: int | None,
+    **options: Any,
+) -> Engine:
+    from .engine import Engine
+
+    if cache_bytes is None:
+        full = loaded.decoder.cache_bytes(loaded.context)
+        if draft is not None:
+            full += draft.decoder.cache_bytes(draft.context)
+        cache_bytes = max(CACHE_BYTES, full)
+    if prefix_cache_bytes is None:
+        prefix_cache_bytes = cache_bytes // 4
+    return Engine(
+        loaded.decoder, cache_bytes=cache_bytes, prefix_cache_bytes=prefix_cache_bytes, **options
+    )
+
+
+def _draft(model: str | os.PathLike[str], loaded: Checkpoint) -> Checkpoint:
+    """Load a draft model; its tokens must mean the same."""
+    folder = shipped.FOLDER if model == shipped.NAME else Path(model).expanduser().absolute()
+    # It is never asked in words, so it needs no template of its own.
+    draft = load(folder, context=loaded.context, chat_template="")
+    if draft.tokenizer.vocabulary() != loaded.tokenizer.vocabulary():
+        raise WrongDraft(folder, loaded.artefacts["tokenizer"], draft.artefacts["tokenizer"])
+    return draft
+
+
 def _plain(request: Request) -> list[dict[str, Any]]:
     """Return the messages as chat templates expect them; refuse what is not text."""
     if request.tools:
         raise InputError("the local backend does not offer tools to the model. Leave out tools.")
-    if request.response_format is not None:
-        raise InputError(
-            "the local backend does not force a response format. Leave out response_format."
-        )
     if not request.messages or not request.messages[-1].text:
         raise InputError("the prompt is empty: the last message has no text. Say something.")
     return [{"role": message.role, "content": _text(message)} for message in request.messages]
@@ -302,7 +464,7 @@ def _text(message: Message) -> str:
     return message.text
 
 
-def _require_positive(name: str, value: int | None, *, least: int) -> None:
+def _require_whole(name: str, value: int | None, *, least: int) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

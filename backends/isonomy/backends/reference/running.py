@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from isonomy.kernels import KernelError
+from isonomy import kernels
 from isonomy.sdk.errors import InputError
 
 from . import replacements
@@ -30,20 +32,21 @@ replacements.register()
 def opinion(folder: str | Path, ids: npt.ArrayLike) -> Opinion:
     """See `isonomy.backends.reference.opinion`."""
     model = _load(Path(folder))
-    tokens = torch.from_numpy(_tokens(ids, model.config.vocab_size))
-    with _modules(model) as running, torch.no_grad():
-        canonical = Canonical(lambda: running[-1])
+    tokens = torch.from_numpy(_tokens(ids, model.config))
+    with _watched(model) as watch, torch.no_grad():
+        canonical = Canonical(lambda: watch.running[-1])
         try:
             replacements.replace_tables(model, len(tokens))
             with canonical:
                 logits = model(tokens[None], use_cache=False).logits[0]
-        except KernelError as error:
-            raise OpinionError(f"{running[-1]}: {error}", backend=BACKEND) from error
+        except kernels.KernelError as error:
+            raise OpinionError(f"{watch.running[-1]}: {error}", backend=BACKEND) from error
     return Opinion(
         logits=logits.numpy(),
         model=type(model).__name__,
         canonical=dict(sorted(canonical.canonical.items())),
         passed=dict(sorted(canonical.passed.items())),
+        layers=tuple(tuple(kernels.step_digests(out[0].numpy())) for out in watch.outputs),
     )
 
 
@@ -51,10 +54,35 @@ def compare(folder: str | Path, ids: npt.ArrayLike) -> Difference | None:
     """See `isonomy.backends.reference.compare`."""
     from isonomy.backends.local.checkpoint import load
 
-    theirs = opinion(folder, ids).logits
-    decoder = load(Path(folder)).decoder
-    ours = decoder.session(len(theirs)).feed(np.asarray(ids), all_logits=True)
-    return first_difference(ours, theirs)
+    theirs = opinion(folder, ids)
+    length = len(theirs.logits)
+    decoder: kernels.Decoder = load(Path(folder), context=length).decoder
+    try:
+        ours = decoder.session(length).feed(np.asarray(ids), all_logits=True)
+        difference = first_difference(ours, theirs.logits)
+        if difference is None:
+            return None
+        traced = kernels.StepItem(
+            decoder.session(length), np.asarray(ids), draws=length, trace=True, forced=True
+        )
+        result = decoder.step([traced])[0]
+        if isinstance(result, kernels.KernelError):
+            raise result
+    except kernels.KernelError as error:
+        raise OpinionError(f"the engine: {error}", backend=BACKEND) from error
+    layer = _first_layer(result.trace or b"", theirs.layers)
+    return msgspec.structs.replace(difference, layer=layer)
+
+
+def _first_layer(trace: bytes, layers: tuple[tuple[bytes, ...], ...]) -> int | None:
+    """The first layer whose hidden states differ from those of the trace, at any position."""
+    last = kernels.STAGES.index("mlp_residual")
+    for index, digests in enumerate(layers):
+        for row, digest in enumerate(digests):
+            at = 32 * ((row * len(layers) + index) * len(kernels.STAGES) + last)
+            if trace[at : at + 32] != digest:
+                return index
+    return None
 
 
 def first_difference(
@@ -81,12 +109,14 @@ def first_difference(
     )
 
 
-def _tokens(ids: npt.ArrayLike, vocab: int) -> npt.NDArray[np.int64]:
+def _tokens(ids: npt.ArrayLike, config: Any) -> npt.NDArray[np.int64]:
     tokens = np.asarray(ids)
     if tokens.ndim != 1 or not tokens.size or tokens.dtype.kind not in "iu":
         raise InputError("ids must be one sequence of at least one integer.")
-    if tokens.min() < 0 or tokens.max() >= vocab:
-        raise InputError(f"ids must lie between 0 and {vocab - 1}, the model's vocabulary.")
+    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+        raise InputError(f"ids must lie between 0 and {config.vocab_size - 1}, the vocabulary.")
+    if tokens.size > config.max_position_embeddings:
+        raise InputError(f"ids must be at most {config.max_position_embeddings}, the context.")
     return tokens.astype(np.int64)
 
 
@@ -129,23 +159,40 @@ def _load(folder: Path) -> Any:
     return model.eval()
 
 
-@contextmanager
-def _modules(model: Any) -> Iterator[list[str]]:
-    """Keeps a list of the modules that are running, the innermost last, as names for errors."""
-    running: list[str] = [type(model).__name__]
-    hooks = []
-    for name, module in model.named_modules():
+class _Watch:
+    """What is known of a forward pass while it runs.
+
+    Attributes:
+        running: the modules that are running, the innermost last, as names for errors.
+        outputs: of every decoder layer that is done, `[1, n, hidden]`.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.running = [title]
+        self.outputs: list[Any] = []
+
+    def hooks(self, name: str, module: Any) -> list[Any]:
+        """Watch a module."""
         title = f"{name} ({type(module).__name__})" if name else type(module).__name__
+        is_layer = isinstance(module, GradientCheckpointingLayer)
 
-        def enter(_module: Any, _args: Any, title: str = title) -> None:
-            running.append(title)
+        def enter(*_: Any) -> None:
+            self.running.append(title)
 
-        def leave(*_: Any) -> None:
-            running.pop()
+        def leave(_module: Any, _arguments: Any, output: Any) -> None:
+            self.running.pop()
+            if is_layer:
+                self.outputs.append(output)
 
-        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+
+
+@contextmanager
+def _watched(model: Any) -> Iterator[_Watch]:
+    watch = _Watch(type(model).__name__)
+    hooks = [hook for named in model.named_modules() for hook in watch.hooks(*named)]
     try:
-        yield running
+        yield watch
     finally:
         for hook in hooks:
             hook.remove()

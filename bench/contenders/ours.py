@@ -1,0 +1,173 @@
+"""Isonomy, through its public backend: digests of every step's logits included."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from isonomy.backends.local import Local
+from isonomy.sdk import Message, Request, Sampling
+from isonomy.sdk.generation import Generation
+
+from ..checkpoints import prompt
+from .serving import serve
+
+
+class Ours:
+    """A checkpoint, loaded.
+
+    Args:
+        folder: of the checkpoint.
+        weights: ``f32`` or ``bf16`` as stored, or ``int8``.
+        options: of `Local`.
+    """
+
+    def __init__(self, folder: str, weights: str, **options: Any) -> None:
+        self._before = _memory()
+        chosen = {"weights": "int8"} if weights == "int8" else {}
+        self._local = Local(folder, **chosen, **options)
+        self._loaded = _memory()
+        self._decoder: Any = self._local._loaded().decoder
+        self._vocab = int(self._decoder.config.vocab)
+        self._watch: _Watch | None = None
+
+    def decode(self, tokens: int, number: int, context: int = 16) -> float:
+        """Return tokens a second, one call alone, after `context` tokens."""
+        generation = self._generate(prompt(context, self._vocab, number), tokens + 1)
+        return tokens / generation.timings["decode"]
+
+    def prompt(self, tokens: int, number: int) -> float:
+        """Return tokens a second of a prompt that was never seen before."""
+        generation = self._generate(prompt(tokens, self._vocab, number), 1)
+        return tokens / generation.timings["prompt"]
+
+    def batch(self, calls: int, tokens: int, number: int) -> float:
+        """Return tokens a second of all calls together, each in a thread of its own."""
+        spent = []
+        for most in (1, tokens + 1):
+            number += 1
+            prompts = [prompt(16, self._vocab, 1000 * number + call) for call in range(calls)]
+            started = time.perf_counter()
+            self._together(prompts, most)
+            spent.append(time.perf_counter() - started)
+        return calls * tokens / (spent[1] - spent[0])
+
+    def verify(self, tokens: int, number: int) -> dict[str, float]:
+        """Return the seconds of an answer's generation, of its verification, and of a prompt.
+
+        The prompt is as long as the answer, with the output layer on all rows.
+        """
+        import numpy as np
+
+        ids = prompt(16, self._vocab, number)
+        started = time.perf_counter()
+        answer = self._generate(ids, tokens)
+        generated = time.perf_counter()
+        again = self._local.generate(_request(ids, tokens), recorded=answer)
+        verified = time.perf_counter()
+        assert answer.tokens is not None
+        if again.tokens != answer.tokens:
+            raise AssertionError("verification gave other tokens")
+        fed = np.asarray([*ids, *answer.tokens.ids], dtype=np.int32)
+        session = self._decoder.session(len(fed))
+        session.prefill(fed[: len(ids)])
+        before = time.perf_counter()
+        session.feed(fed[len(ids) :], all_logits=True)
+        return {
+            "generate": generated - started,
+            "verify": verified - generated,
+            "prompt": time.perf_counter() - before,
+        }
+
+    def outside(self, tokens: int, number: int) -> float:
+        """Return the microseconds a decode step spends outside of the compiled library."""
+        if self._watch is None:
+            self._watch = _Watch()
+        self._watch.spent = 0.0
+        times: list[float] = []
+        inside: list[float] = []
+        watch = self._watch
+
+        def tick(_: str) -> None:
+            times.append(time.perf_counter())
+            inside.append(watch.spent)
+
+        self._local.generate(
+            _request(prompt(16, self._vocab, number), tokens),
+            on_text=tick,
+        )
+        steps = len(times) - 1
+        return 1e6 * ((times[-1] - times[0]) - (inside[-1] - inside[0])) / steps
+
+    def next_token(self, number: int) -> int:
+        """Return the likeliest token after a prompt."""
+        generation = self._generate(prompt(16, self._vocab, number), 1)
+        assert generation.tokens is not None
+        return generation.tokens.ids[0]
+
+    def memory(self) -> dict[str, int]:
+        """Return resident bytes: of the bare process, after loading, now, and the most ever."""
+        return {
+            "bare": self._before["VmRSS"],
+            "loaded": self._loaded["VmRSS"],
+            "now": _memory()["VmRSS"],
+            "most": _memory()["VmHWM"],
+        }
+
+    def _generate(self, ids: Sequence[int], tokens: int) -> Generation:
+        return self._local.generate(_request(ids, tokens))
+
+    def _together(self, prompts: list[list[int]], tokens: int) -> None:
+        threads = [threading.Thread(target=self._generate, args=(ids, tokens)) for ids in prompts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def _request(ids: Sequence[int], tokens: int) -> Request:
+    return Request(
+        messages=(Message.of("user", " ".join(f"t{id_}" for id_ in ids)),),
+        sampling=Sampling(temperature=0.0, max_tokens=tokens),
+    )
+
+
+class _Watch:
+    """Sums up the seconds spent in the compiled library, from now on."""
+
+    def __init__(self) -> None:
+        from isonomy.kernels import library
+
+        self.spent = 0.0
+        compiled = library.load()
+        for name in dir(compiled):
+            function = getattr(compiled, name)
+            if name.startswith("iso_") and callable(function):
+                setattr(compiled, name, self._timed(function))
+
+    def _timed(self, function: Any) -> Any:
+        def run(*arguments: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.spent += time.perf_counter() - started
+
+        return run
+
+
+def _memory() -> dict[str, int]:
+    """Return this process's resident bytes, now and at most."""
+    found = {}
+    with open("/proc/self/status") as lines:  # noqa: PTH123
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name in ("VmRSS", "VmHWM"):
+                found[name] = int(value.split()[0]) * 1024
+    return found
+
+
+if __name__ == "__main__":
+    serve(Ours)
