@@ -101,7 +101,7 @@ void Decoder::put(Packed& packed, size_t outputs, size_t k, const void* data, in
     if (!packed) packed = Packed(outputs, k, storage);
     if (packed.storage() != storage)
         bad_argument(name + ": q, k and v, or gate and up, must have one dtype; convert them to float32");
-    packed.put(data, n, first, stride, name);
+    packed.put({data, storage}, n, first, stride, name);
 }
 
 void Decoder::load(int tensor, int index, const void* data, int storage, size_t rows, size_t columns) {

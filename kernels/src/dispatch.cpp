@@ -20,6 +20,9 @@ void fill(Kernels&);
 namespace avx512 {
 void fill(Kernels&);
 }
+namespace avx512vnni {
+void fill_linear_int8(Kernels&);
+}
 #endif
 
 namespace {
@@ -39,6 +42,14 @@ bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
+// AVX-512 but for the int8 products, which have an instruction of their own.
+void fill_vnni(Kernels& table) {
+    avx512::fill(table);
+    avx512vnni::fill_linear_int8(table);
+    table.name = "avx512vnni";
+}
 #endif
 
 Path paths[] = {  // best last
@@ -46,6 +57,7 @@ Path paths[] = {  // best last
 #if defined(ISO_HAVE_X86_PATHS)
     {"avx2", avx2::fill, has_avx2, {}},
     {"avx512", avx512::fill, has_avx512, {}},
+    {"avx512vnni", fill_vnni, has_vnni, {}},
 #endif
 };
 

@@ -32,9 +32,10 @@ enum {
     ISO_CAPACITY = 5,       // a session's cache is full
     ISO_INTERNAL = 6,
     ISO_IN_USE = 7,         // a session that another thread uses
+    ISO_CORRUPTION = 8,     // an int8 linear's checksum failed twice; the sentence says where
 };
 
-enum { ISO_F32 = 0, ISO_BF16 = 1 };                                    // storage of weights
+enum { ISO_F32 = 0, ISO_BF16 = 1, ISO_INT8 = 2 };                      // storage of weights
 enum { ISO_SILU = 0, ISO_GELU_ERF = 1, ISO_GELU_TANH = 2 };            // activations
 enum { ISO_EXP = 0, ISO_LOG = 1, ISO_TANH = 2, ISO_ERF = 3, ISO_FN_SILU = 4, ISO_FN_GELU_ERF = 5, ISO_FN_GELU_TANH = 6 };
 enum { ISO_ADD = 0, ISO_MUL = 1 };
@@ -73,9 +74,27 @@ ISO_API int iso_attention(const float* q, const float* k, const float* v, const 
                           float* y);
 
 typedef struct iso_linear iso_linear;  // packed weights
-ISO_API int iso_linear_new(const void* w, int storage, size_t n, size_t k, const float* bias, iso_linear** out);
+// w is f32, bf16, or int8 with scales[n]; it is packed as it is, or quantised where `packed` is ISO_INT8. checksums: of int8.
+ISO_API int iso_linear_new(const void* w, int storage, const float* scales, size_t n, size_t k, const float* bias, int packed,
+                           int checksums, iso_linear** out);
 ISO_API void iso_linear_free(iso_linear* linear);
 ISO_API int iso_linear_apply(const iso_linear* linear, const float* x, size_t rows, float* y);
+
+// q[rows][k] and scales[rows] of int8; scales are NaN where x is not finite.
+ISO_API int iso_quantise(const void* x, int storage, size_t rows, size_t k, int8_t* q, float* scales);
+
+// ---- silent data corruption of int8 linears with checksums ----
+typedef struct {
+    char linear[128];  // the matrices, "a + b", cut off where it is too long
+    uint64_t row, damaged_panels;
+    int32_t recomputed;
+} iso_fault;
+ISO_API size_t iso_faults(iso_fault* out, size_t room);  // found by this thread's calls since it last asked; returns how many
+ISO_API size_t iso_faults_waiting(void);
+// For tests: flip a bit of one sum (kind 0: row of the call, packed output) or of one packed weight (kind 1: element is the byte)
+// in the next `times` computations of that linear. Process-wide; the end returns how often it hit.
+ISO_API int iso_inject_linear(int kind, const char* linear, size_t row, size_t element, int bit, int times);
+ISO_API int iso_inject_linear_end(void);
 
 // ---- digests, randomness, sampling ----
 ISO_API int iso_blake3(const void* data, size_t bytes, uint8_t digest[32]);

@@ -28,6 +28,21 @@ struct LinearCall {
     int activation;
 };
 
+// int8: panel p holds outputs 32 p .. 32 p + 31 as [k / 4][32][4]; what is absent, along k too, is 0. The sums are exact.
+struct Int8Call {
+    const uint8_t* x;         // packed by pack_int8_rows
+    const float* row_scales;  // sx of each row
+    size_t rows, groups, n;   // groups of four along k; n: outputs written (for GATED: pairs)
+    const int8_t* w;
+    const float* scales;      // sw, in the order of the packed outputs, like the next two
+    const int32_t* offsets;   // -128 times the sum of the output's weights
+    const float* bias;        // or null
+    float* y;
+    size_t y_stride;
+    Epilogue epilogue;
+    int activation;
+};
+
 // A page of the cache: page b holds positions 256 b .. 256 b + positions - 1, in strips, one a key-value head of a layer:
 // keys [position / 32][head_dim][32], then values [panel of 32 dims][position][32].
 struct CachePage {
@@ -59,6 +74,18 @@ struct Kernels {
     // linear: rows of x are interleaved by tiles of tile_rows; then one call a panel (a pair of panels for GATED).
     void (*pack_rows)(const float* x, size_t stride, size_t rows, size_t k, float* packed);  // rows <= tile_rows
     void (*linear_panel)(const LinearCall& call, size_t panel);
+
+    // linear, int8: rows are quantised and interleaved by tiles of int8_rows. With c,
+    // expected[m] is the checksum of the row's quantised elements. Panels in one go, or in two: the sums [rows][32] of a
+    // packed panel, then what follows them (GATED: of panels 2 p and 2 p + 1).
+    size_t int8_rows;
+    float (*quantise)(const float* x, size_t k, int8_t* q);  // returns the scale; NaN where x is not finite, and q is 0
+    void (*pack_int8_rows)(const float* x, size_t stride, size_t rows, size_t k, uint8_t* packed, float* scales,
+                           const int64_t* c, uint64_t* expected);  // rows <= int8_rows
+    void (*linear_int8_panel)(const Int8Call& call, size_t panel);
+    void (*linear_int8_sums)(const Int8Call& call, size_t packed_panel, int32_t* sums);
+    void (*linear_int8_finish)(const Int8Call& call, size_t panel, const int32_t* gate, const int32_t* sums);
+    void (*weigh_sums)(const int32_t* sums, size_t rows, const uint32_t* r, uint64_t* weighed);
 
     // attention: one task is (kv_head, tile) with tile < attention_tiles; scratch as attention_scratch says.
     size_t (*attention_tiles)(size_t rows, size_t group);

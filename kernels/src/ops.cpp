@@ -1,10 +1,13 @@
 // The C ABI of the single operations: arguments are checked, work is cut into tasks, leaf kernels of the table do it.
+#include <stdio.h>
 #include <string.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "cache.hpp"
+#include "checksum.hpp"
 #include "failure.hpp"
 #include "isonomy.h"
 #include "kernels.hpp"
@@ -205,20 +208,17 @@ int iso_attention(const float* q, const float* k, const float* v, const int32_t*
     });
 }
 
-int iso_linear_new(const void* w, int storage, size_t n, size_t k, const float* bias, iso_linear** out) {
+int iso_linear_new(const void* w, int storage, const float* scales, size_t n, size_t k, const float* bias, int packed,
+                   int checksums, iso_linear** out) {
     return guarded([&] {
-        require(storage == ISO_F32 || storage == ISO_BF16, "weights must be float32 or bfloat16");
+        require(storage >= ISO_F32 && storage <= ISO_INT8, "weights must be float32, bfloat16 or int8");
+        require(packed == storage || packed == ISO_INT8, "weights are packed as they are, or as int8");
         require(w && n > 0 && k > 0, "weights must have at least one row and one column");
-        auto* linear = new iso_linear{Packed(n, k, storage), n};
-        *out = linear;
-        try {
-            linear->packed.put(w, n, 0, 1, "the weight matrix");
-            if (bias) linear->packed.put_bias(bias, n, 0, 1, "the bias");
-        } catch (...) {
-            delete linear;
-            *out = nullptr;
-            throw;
-        }
+        auto linear = std::make_unique<iso_linear>(iso_linear{Packed(n, k, packed, checksums != 0), n});
+        linear->packed.put({w, storage, scales}, n, 0, 1, "the weight matrix");
+        if (bias) linear->packed.put_bias(bias, n, 0, 1, "the bias");
+        linear->packed.seal();
+        *out = linear.release();
     });
 }
 
@@ -228,10 +228,49 @@ int iso_linear_apply(const iso_linear* linear, const float* x, size_t rows, floa
     return guarded([&] {
         require(linear, "no packed weights");
         if (!rows) return;
-        Buffer<float> packed_rows;
-        run_linear(linear->packed, x, rows, linear->n, packed_rows, STORE, 0, y, linear->n);
+        Buffer<float> scratch;
+        forget_corruption();
+        run_linear(linear->packed, x, rows, linear->n, scratch, STORE, 0, y, linear->n);
+        if (!corruption().empty()) throw Failure{ISO_CORRUPTION, corruption()};
     });
 }
+
+int iso_quantise(const void* x, int storage, size_t rows, size_t k, int8_t* q, float* scales) {
+    return guarded([&] {
+        require(storage == ISO_F32 || storage == ISO_BF16, "only float32 and bfloat16 can be quantised");
+        require(k > 0, "a row must have at least one element");
+        const Kernels& table = kernels();
+        const int slots = pool_threads();
+        Buffer<float> widened(storage == ISO_BF16 ? size_t(slots) * k : 0);
+        parallel(rows, grain_of(rows), slots, [&](size_t m, int slot) {
+            const float* row = static_cast<const float*>(x) + m * k;
+            if (storage == ISO_BF16) {
+                float* const wide = widened.data() + size_t(slot) * k;
+                table.widen(static_cast<const uint16_t*>(x) + m * k, wide, k);
+                row = wide;
+            }
+            scales[m] = table.quantise(row, k, q + m * k);
+        });
+    });
+}
+
+size_t iso_faults(iso_fault* out, size_t room) {
+    const std::vector<Corruption> taken = take_corruptions();
+    for (size_t i = 0; i < taken.size() && i < room; ++i) {
+        const Corruption& fault = taken[i];
+        snprintf(out[i].linear, sizeof out[i].linear, "%s", fault.linear.c_str());
+        out[i].row = fault.row, out[i].damaged_panels = fault.damaged_panels, out[i].recomputed = fault.recomputed;
+    }
+    return taken.size();
+}
+
+size_t iso_faults_waiting(void) { return corruptions_waiting(); }
+
+int iso_inject_linear(int kind, const char* linear, size_t row, size_t element, int bit, int times) {
+    return guarded([&] { inject_linear({kind, linear, row, element, bit, times}); });
+}
+
+int iso_inject_linear_end(void) { return end_linear_injection(); }
 
 int iso_blake3(const void* data, size_t bytes, uint8_t digest[32]) {
     return guarded([&] {

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 
+#include "checksum.hpp"
 #include "failure.hpp"
 #include "faults.hpp"
 #include "pool.hpp"
@@ -58,7 +59,9 @@ void fail(Run& run, const Failure& failure) {
     settle(*run.item, failure);
 }
 
-Failure non_finite(int layer, size_t position) {
+// `corruption`: what a checksum found in this pass; its rows were made NaN (checksum.hpp).
+Failure non_finite(int layer, size_t position, const std::string& corruption) {
+    if (!corruption.empty()) return {ISO_CORRUPTION, corruption, layer};
     const std::string where = layer == ISO_LAYER_OUTPUT ? "the logits" : "the hidden state after layer " + std::to_string(layer);
     return {ISO_NON_FINITE,
             where + " at position " + std::to_string(position) +
@@ -219,7 +222,7 @@ class Pass {
             const auto bad = std::find(begin, end, 0);
             if (bad == end) continue;
             Run& run = *segment.run;
-            if (!run.failed) fail(run, non_finite(int(index), rows_[size_t(bad - finite_.begin())].position));
+            if (!run.failed) fail(run, non_finite(int(index), rows_[size_t(bad - finite_.begin())].position, corruption_));
             memset(w_.hidden.data() + segment.row * hidden(), 0, segment.rows * hidden() * sizeof(float));
         }
     }
@@ -264,7 +267,7 @@ class Pass {
         const iso_item& item = *run.item;
         const size_t drawn = row.index + run.draws - run.count, vocab = size(c_.vocab);
         try {
-            if (!k_.all_finite(logits, vocab)) throw non_finite(ISO_LAYER_OUTPUT, row.position);
+            if (!k_.all_finite(logits, vocab)) throw non_finite(ISO_LAYER_OUTPUT, row.position, corruption_);
             if (item.mode == ISO_FORCED) {
                 const bool last = drawn + 1 == run.draws;
                 item.logprobs[drawn] = last ? NAN : LogProbabilities(logits, vocab).of(size_t(item.tokens[row.index + 1]));
@@ -296,6 +299,7 @@ class Pass {
     std::vector<uint8_t> finite_;
     std::mutex failures_;
     bool traced_ = false;
+    const std::string& corruption_ = corruption();  // of the calling thread; workers read it after the linear that wrote it
 };
 
 // How many tokens are accepted, and the session's new length.
@@ -360,6 +364,7 @@ void take_step(Decoder& decoder, iso_item* items, size_t count) {
         }
     }
     if (runs.empty()) return;
+    forget_corruption();
     auto workspace = decoder.borrow_workspace();
     Pass(decoder, *workspace).run(runs);
 

@@ -4,6 +4,7 @@
 namespace iso::ISO_NS {
 
 void fill_linear(Kernels&);
+void fill_linear_int8(Kernels&);
 void fill_attention(Kernels&);
 void fill_norm(Kernels&);
 void fill_elementwise(Kernels&);
@@ -16,6 +17,7 @@ void fill_blake3(Kernels&);
 void fill(Kernels& table) {
     table.name = ISO_TEXT(ISO_NS);
     fill_linear(table);
+    fill_linear_int8(table);
     fill_attention(table);
     fill_norm(table);
     fill_elementwise(table);

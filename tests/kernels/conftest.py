@@ -15,7 +15,7 @@ def _same_machine_afterwards() -> Iterator[None]:
     assert kernels.info().isa == before.isa
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "avx512vnni"])
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each path in turn; one that this machine lacks is skipped, visibly."""
     name: str = request.param

@@ -13,7 +13,7 @@ import pytest
 from isonomy import kernels
 from isonomy.kernels import library
 
-PATH_OF_SYMBOL = re.compile(r"^_ZN.*?3iso(?:6(scalar)|4(avx2)|6(avx512))")
+PATH_OF_SYMBOL = re.compile(r"^_ZN.*?3iso(?:6(scalar)|4(avx2)|6(avx512)|10(avx512vnni))")
 BEYOND_AVX2 = re.compile(r"%zmm|%[xy]mm(?:1[6-9]|2\d|3[01])|%k[0-7]")
 # What SSE2 lacks, among the instructions that compilers like to use.
 BEYOND_SSE2 = re.compile(
@@ -55,10 +55,17 @@ def need_x86() -> None:
 
 def test_the_library_keeps_its_symbols() -> None:
     need_x86()
-    assert {"", "scalar", "avx2", "avx512"} <= set(code())
+    assert {"", "scalar", "avx2", "avx512", "avx512vnni"} <= set(code())
     for path in ("scalar", "avx2", "avx512"):
         functions = {function for function, _, _ in code()[path]}
-        for kernel in ("linear_panel", "attention_tile", "rms_norm", "blake3", "noisy_argmax"):
+        for kernel in (
+            "linear_panel",
+            "linear_int8_panel",
+            "attention_tile",
+            "rms_norm",
+            "blake3",
+            "noisy_argmax",
+        ):
             assert any(kernel in function for function in functions), (path, kernel)
 
 
@@ -75,6 +82,15 @@ def test_avx2_code_has_no_evex_and_does_use_avx2() -> None:
     assert not [line for line in code()["avx2"] if BEYOND_AVX2.search(line[2])]
     assert any("%ymm" in operands for _, _, operands in code()["avx2"])
     assert any(mnemonic.startswith("vfmadd") for _, mnemonic, _ in code()["avx2"])
+
+
+def test_int8_products_never_saturate() -> None:
+    """Only the path that is for it has VNNI's instruction, and nothing has the saturating ones."""
+    need_x86()
+    dots = {path: {m for _, m, _ in code()[path] if m.startswith("vpdp")} for path in code()}
+    assert {path for path, found in dots.items() if found} == {"avx512vnni"}
+    assert dots["avx512vnni"] == {"vpdpbusd"}
+    assert any(m == "vpdpbusd" and "%zmm" in operands for _, m, operands in code()["avx512vnni"])
 
 
 def test_avx512_code_uses_wide_registers() -> None:

@@ -11,6 +11,7 @@ from isonomy.kernels.decoder import Decoder
 from isonomy.kernels.errors import (
     ArgumentError,
     CapacityError,
+    CorruptionError,
     DtypeError,
     KernelError,
     LibraryError,
@@ -20,6 +21,7 @@ from isonomy.kernels.errors import (
     UnsupportedError,
     WeightsError,
 )
+from isonomy.kernels.faults import Fault, faults
 from isonomy.kernels.library import NUMERICS_VERSION, KernelInfo, info, set_threads, using_isa
 from isonomy.kernels.ops import (
     CHAIN_START,
@@ -45,6 +47,7 @@ from isonomy.kernels.ops import (
     step_digests,
     tanh,
 )
+from isonomy.kernels.quantised import Quantised, quantise_rows
 from isonomy.kernels.rotary import rope_attention_factor, rope_frequencies, rope_tables
 from isonomy.kernels.sampling import (
     GREEDY,
@@ -65,15 +68,18 @@ __all__ = [
     "STAGES",
     "ArgumentError",
     "CapacityError",
+    "CorruptionError",
     "Decoder",
     "DecoderConfig",
     "DtypeError",
+    "Fault",
     "KernelError",
     "KernelInfo",
     "LibraryError",
     "NonFiniteError",
     "OutOfMemoryError",
     "PackedLinear",
+    "Quantised",
     "Sampled",
     "SamplingParams",
     "Session",
@@ -91,6 +97,7 @@ __all__ = [
     "erf",
     "exp",
     "expected_shapes",
+    "faults",
     "gelu_erf",
     "gelu_tanh",
     "info",
@@ -100,6 +107,7 @@ __all__ = [
     "logprobs",
     "mul",
     "philox4x32_10",
+    "quantise_rows",
     "rms_norm",
     "rope",
     "rope_attention_factor",

@@ -17,7 +17,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Ids: TypeAlias = npt.NDArray[np.int32]
 Weights: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 
-F32, BF16 = 0, 1
+F32, BF16, INT8 = 0, 1, 2
 
 
 def floats(name: str, x: npt.NDArray[Any], ndim: int | None = None) -> Floats:

@@ -10,6 +10,7 @@
     |-- UnsupportedError    an instruction set, a rope kind, an activation ... that is not there
     |-- WeightsError        tensors of a checkpoint that are missing, unknown or misshaped
     |-- NonFiniteError      NaN or infinity in weights, hidden states or logits
+    |-- CorruptionError     an int8 linear was wrong twice: memory or processor can't be trusted
     |-- CapacityError       a session's cache is full
     `-- OutOfMemoryError    the system has no memory left
 """
@@ -105,6 +106,14 @@ class NonFiniteError(KernelError):
     def __init__(self, message: str, *, layer: int | None = None, where: str = "") -> None:
         super().__init__(message)
         self.layer, self.where = layer, where
+
+
+class CorruptionError(KernelError):
+    """Silent data corruption: the checksum of an int8 linear failed, and failed again.
+
+    Nothing of the call was returned. Load the model again; if that does not help, the machine's
+    memory or processor is faulty. `isonomy.kernels.faults()` has the particulars.
+    """
 
 
 class CapacityError(KernelError):

@@ -32,6 +32,7 @@ import msgspec
 from isonomy.kernels.errors import (
     ArgumentError,
     CapacityError,
+    CorruptionError,
     KernelError,
     LibraryError,
     NonFiniteError,
@@ -115,9 +116,14 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # result, arguments
     "iso_rope_tables": (c_int, (_P, _N, _N, c_double, _P, _P)),
     "iso_rope": (c_int, (_P, _P, _P, _N, _N, _P, _N, _N, _N, _P)),
     "iso_attention": (c_int, (_P, _P, _P, _P, _N, _N, _N, _N, _N, c_double, c_int64, c_double, _P)),
-    "iso_linear_new": (c_int, (_P, _I, _N, _N, _P, _HANDLE)),
+    "iso_linear_new": (c_int, (_P, _I, _P, _N, _N, _P, _I, _I, _HANDLE)),
     "iso_linear_free": (None, (_P,)),
     "iso_linear_apply": (c_int, (_P, _P, _N, _P)),
+    "iso_quantise": (c_int, (_P, _I, _N, _N, _P, _P)),
+    "iso_faults": (c_size_t, (_P, _N)),
+    "iso_faults_waiting": (c_size_t, ()),
+    "iso_inject_linear": (c_int, (_I, c_char_p, _N, _N, _I, _I)),
+    "iso_inject_linear_end": (c_int, ()),
     "iso_blake3": (c_int, (_P, _N, _P)),
     "iso_step_digests": (c_int, (_P, _N, _N, _P)),
     "iso_philox": (c_int, (c_uint64, POINTER(c_uint32), POINTER(c_uint32))),
@@ -253,6 +259,7 @@ def error_of(code: int, message: str, layer: int) -> KernelError:
         1: ArgumentError,
         2: OutOfMemoryError,
         5: CapacityError,
+        8: CorruptionError,
     }
     return errors.get(code, KernelError)(message)
 
@@ -303,7 +310,7 @@ def using_isa(name: str) -> Iterator[None]:
     """Run the block on another path, in the whole process: for tests and measurements.
 
     Args:
-        name: "scalar", "avx2" or "avx512"; see `info().isas`.
+        name: "scalar", "avx2", "avx512" or "avx512vnni"; see `info().isas`.
 
     Raises:
         UnsupportedError: this machine or build lacks it.

@@ -9,14 +9,24 @@ from __future__ import annotations
 import ctypes
 import math
 import weakref
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from isonomy.kernels.arrays import Floats, Weights, address, floats, floats_of, ids, weights
+from isonomy.kernels.arrays import (
+    INT8,
+    Floats,
+    Weights,
+    address,
+    floats,
+    floats_of,
+    ids,
+    weights,
+)
 from isonomy.kernels.errors import ArgumentError, ShapeError
 from isonomy.kernels.library import check, load
+from isonomy.kernels.quantised import Quantised, quantised
 
 
 def _function(which: int, name: str, x: npt.NDArray[Any]) -> Floats:
@@ -122,18 +132,38 @@ class PackedLinear:
         k: inputs.
     """
 
-    def __init__(self, w: Weights, bias: Floats | None = None) -> None:
+    def __init__(
+        self,
+        w: Weights | Quantised,
+        bias: Floats | None = None,
+        *,
+        storage: Literal["stored", "int8"] = "stored",
+        checksums: bool = False,
+    ) -> None:
         """Pack.
 
         Args:
-            w: `[N, K]`, float32 or uint16 holding bfloat16 bits.
+            w: `[N, K]`, float32, uint16 holding bfloat16 bits, or int8 with scales.
             bias: `[N]`.
+            storage: "int8" quantises float weights; int8 stays int8 either way.
+            checksums: check every row of every product against silent data corruption (int8 only).
 
         Raises:
             NonFiniteError: a weight is NaN or infinite.
+            UnsupportedError: int8 with more than 131072 inputs.
+            ArgumentError: int8 weights that quantising never gives; checksums without int8.
         """
-        w, storage = weights("w", w)
-        self.n, self.k = w.shape
+        scales = None
+        if isinstance(w, Quantised):
+            w = quantised("w", w)
+            stored, kind, scales = address(w.q), INT8, address(w.scales)
+        else:
+            w, kind = weights("w", w)
+            stored = address(w)
+        packed = INT8 if storage == "int8" else kind
+        if checksums and packed != INT8:
+            raise ArgumentError("checksums are for int8 weights only: float sums are not exact")
+        self.n, self.k = int(w.shape[0]), int(w.shape[1])
         if not self.n or not self.k:
             raise ShapeError("w", "with at least one row and one column", w.shape)
         if bias is not None:
@@ -143,14 +173,26 @@ class PackedLinear:
         bias_address = None if bias is None else address(bias)
         check(
             library.iso_linear_new(
-                address(w), storage, self.n, self.k, bias_address, ctypes.byref(handle)
+                stored,
+                kind,
+                scales,
+                self.n,
+                self.k,
+                bias_address,
+                packed,
+                checksums,
+                ctypes.byref(handle),
             )
         )
         self._handle = handle
         weakref.finalize(self, library.iso_linear_free, handle)
 
     def __call__(self, x: Floats) -> Floats:
-        """`x[M, K]` to `[M, N]`."""
+        """`x[M, K]` to `[M, N]`.
+
+        Raises:
+            CorruptionError: with checksums, a row was wrong twice.
+        """
         x = floats("x", x, 2)
         if x.shape[1] != self.k:
             raise ShapeError("x", f"(rows, {self.k})", x.shape)
