@@ -54,6 +54,21 @@ LLAMA3 = {
     "original_max_position_embeddings": 128,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.5}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 128,
+}
+LONGROPE = {  # within its original length
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.3, 2.0, 3.5, 6.0],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+    "original_max_position_embeddings": 700,
+}
 ALL_BIASES = {"attention_bias": True, "mlp_bias": True}
 MIXED_LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -69,6 +84,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_attention_heads": 9,
             "num_key_value_heads": 3,
             "tie_word_embeddings": True,
+        },
+    ),
+    "llama-yarn": ("llama", {"rope_parameters": YARN}),
+    "llama-yarn-weighted": (
+        "llama",
+        {
+            "rope_parameters": YARN
+            | {"mscale": 0.7, "mscale_all_dim": 1.0, "beta_fast": 20.0, "truncate": False}
         },
     ),
     "qwen2": ("qwen2", {"tie_word_embeddings": True}),
@@ -126,8 +149,30 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma3-biases": (
+        "gemma3_text",
+        {
+            "head_dim": 20,
+            "sliding_window": 64,
+            "layer_types": MIXED_LAYERS,
+            "attention_bias": True,
+            "final_logit_softcapping": 2.0,
+            "query_pre_attn_scalar": 20,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "phi3-longrope": (
+        "phi3",
+        {
+            "tie_word_embeddings": True,
+            "original_max_position_embeddings": 700,
+            "rope_parameters": LONGROPE,
+        },
+    ),
     "olmo2": ("olmo2", {"num_key_value_heads": 4}),
     "olmo2-grouped": ("olmo2", {"tie_word_embeddings": True}),
+    "olmo2-biases": ("olmo2", {"attention_bias": True, "rope_parameters": YARN}),
+    "granite-biases": ("granite", {**ALL_BIASES, "tie_word_embeddings": True}),
     "granite": (
         "granite",
         {
@@ -138,7 +183,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
+    "smollm3-windows": (
+        "smollm3",
+        {
+            **ALL_BIASES,
+            "no_rope_layers": [1, 0, 0],
+            "use_sliding_window": True,
+            "sliding_window": 96,
+            "tie_word_embeddings": False,
+        },
+    ),
     "gpt2": ("gpt2", {}),
+    "gpt2-unscaled": ("gpt2", {"scale_attn_weights": False, "n_inner": 100}),
     "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3}),
     "mixtral-window": (
         "mixtral",

@@ -127,7 +127,7 @@ def test_longrope_where_it_can_not_matter(name: str) -> None:
         "original_max_position_embeddings": 4096,
         "factor": 128 / 4096,
     }
-    original = {"rope_scaling": scaling, "original_max_position_embeddings": 64}
+    original: dict[str, Any] = {"rope_scaling": scaling, "original_max_position_embeddings": 64}
     with pytest.raises(NotCovered, match="depend on the total length once that is above 64"):
         read("phi3", **original)
     assert read("phi3", context=64, **original).max_positions == 64
@@ -176,7 +176,7 @@ def test_olmo2() -> None:
 
 def test_granite() -> None:
     assert read("granite").scale == 1.0
-    scalars = {
+    scalars: dict[str, Any] = {
         "embedding_multiplier": 12,
         "attention_multiplier": 0.015625,
         "residual_multiplier": 0.22,
@@ -254,14 +254,15 @@ def test_qwen3_moe() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keys_that_ask_for_what_is_not_there(family: str) -> None:
-    for key, value in (
-        ("quantization_config", {"bits": 4}),
-        ("is_encoder_decoder", True),
-        ("use_bidirectional_attention", True),
-        ("add_cross_attention", True),
-        ("shared_expert_intermediate_size", 8),
-        ("something_new", None),
-    ):
+    foreign: dict[str, Any] = {
+        "quantization_config": {"bits": 4},
+        "is_encoder_decoder": True,
+        "use_bidirectional_attention": True,
+        "add_cross_attention": True,
+        "shared_expert_intermediate_size": 8,
+        "something_new": None,
+    }
+    for key, value in foreign.items():
         with pytest.raises(NotCovered) as caught:
             read(family, **{key: value})
         assert caught.value.feature == key
