@@ -23,7 +23,8 @@ def main(*, quick: bool = False, threads: int = 2) -> Iterator[str]:
         with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_TMP")) as folder:
             path = Path(folder) / size
             checkpoints.write_apart(path, dtype="bfloat16", shape=size)
-            with Contender("ours", threads=threads, folder=str(path), weights="bf16") as ours:
+            options = {"folder": str(path), "weights": "bf16", "max_concurrent": max(CALLS)}
+            with Contender("ours", threads=threads, **options) as ours:
                 yield f"\n### {size}\n\n{_contexts(ours, quick)}\n\n{_calls(ours, quick)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -44,15 +45,27 @@ class Ours:
         return tokens / generation.timings["prompt"]
 
     def batch(self, calls: int, tokens: int, number: int) -> float:
-        """Return tokens a second of all calls together, each in a thread of its own."""
-        spent = []
-        for most in (1, tokens + 1):
-            number += 1
-            prompts = [prompt(16, self._vocab, 1000 * number + call) for call in range(calls)]
-            started = time.perf_counter()
-            self._together(prompts, most)
-            spent.append(time.perf_counter() - started)
-        return calls * tokens / (spent[1] - spent[0])
+        """Return tokens a second of all calls together, each in a thread of its own.
+
+        The time runs from when half of them have their first token until the last one ends.
+        """
+        began: list[float] = []
+        ended: list[float] = []
+
+        def call(ids: list[int]) -> None:
+            generation = self._generate(ids, tokens + 1)
+            ended.append(time.perf_counter())
+            began.append(ended[-1] - generation.timings["decode"])
+
+        prompts = [prompt(16, self._vocab, 1000 * number + call) for call in range(calls)]
+        threads = [threading.Thread(target=call, args=(ids,)) for ids in prompts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if len(began) < calls:
+            raise RuntimeError("a call failed")
+        return calls * tokens / (max(ended) - statistics.median(began))
 
     def verify(self, tokens: int, number: int) -> dict[str, float]:
         """Return the seconds of an answer's generation, of its verification, and of a prompt.
@@ -83,23 +96,15 @@ class Ours:
 
     def outside(self, tokens: int, number: int) -> float:
         """Return the microseconds a decode step spends outside of the compiled library."""
-        if self._watch is None:
-            self._watch = _Watch()
-        self._watch.spent = 0.0
-        times: list[float] = []
-        inside: list[float] = []
-        watch = self._watch
-
-        def tick(_: str) -> None:
-            times.append(time.perf_counter())
-            inside.append(watch.spent)
-
-        self._local.generate(
-            _request(prompt(16, self._vocab, number), tokens),
-            on_text=tick,
-        )
-        steps = len(times) - 1
-        return 1e6 * ((times[-1] - times[0]) - (inside[-1] - inside[0])) / steps
+        self._watch = self._watch or _Watch()
+        ids = prompt(16, self._vocab, number)
+        beyond = []
+        for most in (1, tokens + 1):
+            inside = self._watch.spent
+            started = time.perf_counter()
+            self._generate(ids, most)
+            beyond.append(time.perf_counter() - started - (self._watch.spent - inside))
+        return 1e6 * (beyond[1] - beyond[0]) / tokens
 
     def next_token(self, number: int) -> int:
         """Return the likeliest token after a prompt."""
@@ -118,13 +123,6 @@ class Ours:
 
     def _generate(self, ids: Sequence[int], tokens: int) -> Generation:
         return self._local.generate(_request(ids, tokens))
-
-    def _together(self, prompts: list[list[int]], tokens: int) -> None:
-        threads = [threading.Thread(target=self._generate, args=(ids, tokens)) for ids in prompts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
 
 
 def _request(ids: Sequence[int], tokens: int) -> Request:
