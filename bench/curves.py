@@ -31,13 +31,12 @@ def main(*, quick: bool = False, threads: int = 2) -> Iterator[str]:
 def _contexts(ours: Contender, quick: bool) -> str:
     rows = []
     for number, context in enumerate(CONTEXTS[:4] if quick else CONTEXTS):
-        repeated = range(1 if quick or context > 1024 else 3)
-        prompts = [ours.ask("prompt", tokens=context, number=100 * number + r) for r in repeated]
-        decoded = [
-            ours.ask("decode", tokens=16, number=100 * number + 50 + r, context=context)
-            for r in repeated
+        runs = [
+            ours.ask("context", length=context, tokens=16, number=100 * number + again)
+            for again in range(1 if quick or context > 1024 else 3)
         ]
-        rows.append([context, f"{median(prompts):.0f}", f"{median(decoded):.1f}"])
+        prompt, decode = (median([run[what] for run in runs]) for what in ("prompt", "decode"))
+        rows.append([context, f"{prompt:.0f}", f"{decode:.1f}"])
     return table(["context", "prompt of that length", "decode after it"], rows)
 
 

@@ -34,10 +34,18 @@ class Ours:
         self._vocab = int(self._decoder.config.vocab)
         self._watch: _Watch | None = None
 
-    def decode(self, tokens: int, number: int, context: int = 16) -> float:
-        """Return tokens a second, one call alone, after `context` tokens."""
-        generation = self._generate(prompt(context, self._vocab, number), tokens + 1)
+    def decode(self, tokens: int, number: int) -> float:
+        """Return tokens a second, one call alone."""
+        generation = self._generate(prompt(16, self._vocab, number), tokens + 1)
         return tokens / generation.timings["decode"]
+
+    def context(self, length: int, tokens: int, number: int) -> dict[str, float]:
+        """Return tokens a second of a prompt, and of the answer's tokens after it."""
+        generation = self._generate(prompt(length, self._vocab, number), tokens + 1)
+        return {
+            "prompt": length / generation.timings["prompt"],
+            "decode": tokens / generation.timings["decode"],
+        }
 
     def prompt(self, tokens: int, number: int) -> float:
         """Return tokens a second of a prompt that was never seen before."""
