@@ -18,7 +18,7 @@ from tests.replay import calls
 from isonomy.backends.local import Local
 from isonomy.replay import StoredCall
 from isonomy.replay.replaying import Replayed, replay_call
-from isonomy.sdk import Guard, Sampling, TokenTrace
+from isonomy.sdk import Guard, Message, Sampling, TokenTrace
 from isonomy.sdk.canonical import canonical
 from isonomy.sdk.generation import Generation, Request
 
@@ -53,8 +53,6 @@ class Watched:
 
 
 def answer(folder: Path, **sampling: Any) -> Generation:
-    from isonomy.sdk import Message
-
     with Local(folder) as backend:
         return backend.generate(
             Request(
@@ -106,9 +104,11 @@ def both(recording: Recording, call: StoredCall) -> Replayed:
     backend: Any = recording.guard.backend
     backend.given.clear()
     quick = replay_call(call, guard=recording.guard)
-    assert [given is not None for given in backend.given] == [True]
+    assert [given.tokens for given in backend.given] == [
+        event.generation.tokens for event in call.events
+    ]
     slow = replay_call(call, guard=recording.guard, regenerate=True)
-    assert backend.given[1:] == [None]
+    assert [given.tokens for given in backend.given[1:]] == [None]
     assert (quick.mode, slow.mode) == ("in one pass", "token by token")
     assert msgspec.structs.replace(quick, mode=None) == msgspec.structs.replace(slow, mode=None)
     assert "re-executed in one pass" in quick.sentence()
@@ -244,6 +244,23 @@ def test_a_record_that_ends_early(recording: Recording) -> None:
 def test_an_answer_without_evidence(recording: Recording) -> None:
     altered = calls.with_tokens(recording.call, lambda trace: None)
     assert both(recording, altered).status == "diverged"
+
+
+def test_a_replay_takes_nothing_from_the_prefix_cache(tmp_path: Path) -> None:
+    """What a call left behind may be what went wrong in it."""
+    request = Request(
+        messages=(Message.of("user", "hello there " * 12),), sampling=Sampling(seed=1)
+    )
+    with Local(model(tmp_path / "model"), max_tokens=STEPS) as backend:
+        first = backend.generate(request)
+        assert backend.generate(request).runtime["cached"] > 0
+        verified = backend.generate(request, recorded=first)
+        plain = msgspec.structs.replace(first, tokens=None)
+        regenerated = backend.generate(request, recorded=plain)
+    assert (verified.runtime["cached"], regenerated.runtime["cached"]) == (0, 0)
+    assert verified.runtime["accepted"] == len(first.tokens.ids) - 1 if first.tokens else False
+    assert regenerated.runtime["guessed"] == 0
+    assert first.tokens == verified.tokens == regenerated.tokens
 
 
 def test_layer_digests_leave_other_records_as_they_are() -> None:

@@ -58,7 +58,8 @@ class Playback:
         *,
         regenerate: bool = False,
     ) -> None:
-        self._verifies = not regenerate and bool(getattr(backend, "verifies", False))
+        self._verifies = bool(getattr(backend, "verifies", False))
+        self._regenerate = regenerate
         self._live = Live(backend) if backend is not None else None
         self._messages = messages or {}
         self._timeouts = _timeouts(events)
@@ -140,9 +141,12 @@ class Playback:
     def _anew(
         self, live: Live, request: Request, recorded: Generated | BackendFailed
     ) -> Generation:
-        if self._verifies and isinstance(recorded, Generated):
-            return live.generate(request, recorded=recorded.generation)
-        return live.generate(request)
+        if not self._verifies:
+            return live.generate(request)
+        answer = recorded.generation if isinstance(recorded, Generated) else _NO_ANSWER
+        if self._regenerate:
+            answer = msgspec.structs.replace(answer, tokens=None)
+        return live.generate(request, recorded=answer)
 
     async def agenerate(self, request: Request, asker: Asker) -> Generation:
         """Like `generate`."""
@@ -176,6 +180,7 @@ class Playback:
         return tuple(self._messages[number] for number in event.messages)
 
 
+_NO_ANSWER = Generation(content=(), finish_reason="", model="")
 PATIENCE = 600.0
 """Seconds for which a replay waits for a check at least: times are evidence, and not compared."""
 

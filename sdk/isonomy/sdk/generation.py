@@ -187,8 +187,9 @@ class Verifier(Protocol):
     """A deterministic backend that can start from a recorded answer, at the speed of a prompt.
 
     `verifies` is true. `recorded` is what this request is said to have been answered, from a log
-    that may have been altered: its tokens are guesses, to be computed in one pass while they hold.
-    The result is that of plain `generate`, bit for bit, whatever was guessed.
+    that may have been altered: its tokens are guesses, to be computed in one pass while they hold;
+    where it has none, every token is computed by itself. Nothing that was kept from earlier calls
+    stands in for computing. The result is that of plain `generate`, bit for bit.
     """
 
     verifies: bool

@@ -29,6 +29,7 @@ from .errors import BACKEND, WrongDraft
 if TYPE_CHECKING:
     from .drafts import Draft
     from .engine import Engine
+    from .selftest import SelfTest
     from .sequence import Running
 
 CACHE_BYTES = 2 << 30
@@ -229,7 +230,8 @@ class Local:
             request: What to answer.
             on_text: Receives each piece of text as soon as it is final.
             recorded: What this request is said to have been answered. Its tokens are guesses, which
-                are checked at the speed of a prompt: the result is the same without it.
+                are checked at the speed of a prompt (without tokens, nothing is guessed), and
+                nothing is taken from the prefix cache: the result is the same without it.
 
         Raises:
             InputError: the messages can't be made into a prompt, or ask for what is not covered.
@@ -302,6 +304,12 @@ class Local:
         """Return what every layer computes at each step; see `isonomy.sdk.generation.Retracer`."""
         return forcing.retrace(self._loaded(), prompt, ids, runtime)
 
+    def selftest(self, **options: Any) -> SelfTest:
+        """Test that what the numerics promise holds here; see `selftest.selftest` for options."""
+        from .selftest import selftest
+
+        return selftest(self, self._loaded(), **options)
+
     def close(self) -> None:
         """Let go of the weights; generations under way still end. Calling it twice is harmless."""
         self._checkpoint = self._draft = None
@@ -356,6 +364,7 @@ class Local:
             constraint=constraint,
             trace=self._trace_layers,
             listening=listening,
+            cold=recorded is not None,
         )
         return _Asked(engine, sequence, prompt, None if constraint is None else grammar.version())
 
@@ -377,9 +386,9 @@ class Local:
                 capacity=len(ids) + sampling.max_tokens,
                 chunk=self._chunk,
             )
-        if recorded is not None and recorded.tokens is not None:
-            draft = Recorded(ids, recorded.tokens.ids, draft)
-        return draft
+        if recorded is None:
+            return draft
+        return Recorded(ids, recorded.tokens.ids, draft) if recorded.tokens is not None else None
 
     def _generation(self, asked: _Asked) -> Generation:
         sequence: Running = asked.sequence

@@ -486,7 +486,8 @@ class Engine:
 
     def _begin(self, sequence: Running) -> None:
         """Give a sequence its session, forked from one that begins alike where there is one."""
-        found = self._prefixes.find(sequence.buffer[: len(sequence.ids)])
+        known = sequence.buffer[: len(sequence.ids)]
+        found = None if sequence.cold else self._prefixes.find(known)
         others = sum(other.reserved for other in self._running)
         room = self._cache_bytes - others - sequence.reserved
         self._waiting.remove(sequence)

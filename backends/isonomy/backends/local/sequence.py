@@ -104,6 +104,7 @@ class Running:
         vocab: Number of ids; guesses beyond are dropped.
         trace: Record the digests of every layer's stages.
         listening: Somebody takes pieces of text as they come.
+        cold: Nothing that was computed for others is used, as it is what has to be checked.
 
     Attributes:
         ids: prompt and answer so far.
@@ -130,6 +131,7 @@ class Running:
         constraint: Any = None,
         trace: bool = False,
         listening: bool = False,
+        cold: bool = False,
     ) -> None:
         assert sampling.max_tokens is not None  # resolved
         self.budget = min(sampling.max_tokens, context - len(prompt))
@@ -156,6 +158,7 @@ class Running:
         self._pace = Pace()
         self._trace = trace
         self.listening = listening
+        self.cold = cold
         self.error: Exception | None = None
         self.given_up = False
         self.delivered = 0

@@ -27,6 +27,7 @@ COMMANDS = {
     "perplexity": "perplexity",
     "plugins": "plugins",
     "replay": "replay",
+    "selftest": "selftest",
     "sql": "inspect",
     "verify": "verify",
 }
@@ -40,6 +41,7 @@ HELP = {
     "perplexity": "Tell how well a model predicts a text.",
     "plugins": "Show which plugins are there, and where they come from.",
     "replay": "Re-execute a call and compare every bit.",
+    "selftest": "Test that a model gives the same bits however it is computed, here.",
     "sql": "Ask the log a question in SQL.",
     "verify": "Check the integrity of a log.",
 }
