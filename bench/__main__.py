@@ -7,7 +7,7 @@ import importlib
 
 from .measuring import machine
 
-NAMES = ("speed", "curves", "startup", "overhead", "log")
+NAMES = ("kernels", "speed", "curves", "startup", "overhead", "log")
 
 
 def main() -> None:
