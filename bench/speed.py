@@ -24,6 +24,8 @@ from .probes import Probes
 GGUF = {"f32": "F32", "bf16": "BF16", "int8": "Q8_0"}
 PROMPT = 512
 ANSWER = 256
+PAGE = 32
+"""Positions of the smallest page of a cache."""
 
 
 def main(*, quick: bool = False, threads: int = 2) -> Iterator[str]:
@@ -89,6 +91,7 @@ class _Comparison:
             rows = self._rows()
             self._notes += self._own()
             self._notes.append(self._agreement())
+        self._notes.append(self._memory())
         headings = [
             "what",
             *self._contenders,
@@ -169,8 +172,7 @@ class _Comparison:
         found = []
         try:
             answer = 64 if self._quick else ANSWER
-            runs = [ours.ask("verify", tokens=answer, number=70 + r) for r in range(2)][1:]
-            run = runs[0]
+            run = ours.ask("verify", tokens=answer, number=70)
             found.append(
                 f"verifying an answer of {answer} tokens: {answer / run['verify']:.0f} tokens/s, "
                 f"{run['generate'] / run['verify']:.1f} times as fast as generating it; "
@@ -184,19 +186,31 @@ class _Comparison:
             found.append(f"outside of the compiled code: {spent:.0f} µs a decode step")
         except Absent as absent:
             found.append(f"outside of the compiled code: {absent}")
-        try:
-            memory = {name: size / 1e6 for name, size in ours.ask("memory").items()}
-            weights = checkpoints.weights(self._shape) * checkpoints.BYTES[self._kind] / 1e6
-            cache = checkpoints.cache_bytes(self._shape, 32 * 64) / 1e6
-            beyond = memory["most"] - weights - cache
-            found.append(
-                f"memory: {memory['bare']:.0f} MB before loading, {memory['loaded']:.0f} after, at "
-                f"most {memory['most']:.0f}: {beyond:.0f} MB beyond weights ({weights:.0f}) and "
-                f"the cache of 32 calls ({cache:.0f})"
-            )
-        except Absent as absent:
-            found.append(f"memory: {absent}")
         return found
+
+    def _memory(self) -> str:
+        """Measure what a process of its own needs for a prompt and 32 calls; no prefix cache."""
+        calls, tokens = 32, 8
+        try:
+            with Contender(
+                "ours",
+                threads=self._threads,
+                folder=str(self._path),
+                weights=self._kind,
+                prefix_cache_bytes=0,
+            ) as ours:
+                ours.ask("prompt", tokens=PROMPT, number=1)
+                ours.ask("batch", calls=calls, tokens=tokens, number=2)
+                found = {name: size / 1e6 for name, size in ours.ask("memory").items()}
+        except Absent as absent:
+            return f"memory: {absent}"
+        weights = checkpoints.weights(self._shape) * checkpoints.BYTES[self._kind] / 1e6
+        cache = checkpoints.cache_bytes(self._shape, max(calls * PAGE, PROMPT + PAGE)) / 1e6
+        return (
+            f"memory: {found['bare']:.0f} MB before loading, {found['loaded']:.0f} after, at most "
+            f"{found['most']:.0f}: {found['most'] - weights - cache:.0f} MB beyond weights "
+            f"({weights:.0f}) and the cache of {calls} short calls ({cache:.0f})"
+        )
 
     def _agreement(self) -> str:
         """Say whether the contenders compute the same model."""
