@@ -1,9 +1,10 @@
-"""Commands about models themselves: how well one predicts a text."""
+"""Commands about models themselves: how well one predicts a text, and whether its bits hold."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cli.conftest import Run, run_apart, run_on_terminal
@@ -72,3 +73,85 @@ def test_perplexity_refuses(
     assert (told.status, told.out) == (2, "")
     assert said in told.err
     assert told.err.count("\n") == 1
+
+
+QUICK = ("--quick", "--seconds", "1e-9")
+
+
+def test_selftest(run: Run, tiny: str) -> None:
+    said = run("selftest", tiny, *QUICK)
+    assert (said.status, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert re.fullmatch(r"model tiny, blake3:[0-9a-f]{64}", lines[0])
+    assert lines[1].startswith("numerics version 1 on ")
+    assert lines[2] == (
+        "10 rows over a prompt of 60 random tokens and an answer of 8, in about 1e-09 s at most"
+    )
+    assert [line.split()[0] for line in lines[3:13]] == ["held"] * 10
+    assert all(" 1 of " in line or " 1 cases" in line for line in lines[3:13])
+    assert re.fullmatch(
+        r"held: all 10 rows, in [0-9.]+ s; \d+ cases were left out for want of time \(--seconds\) "
+        r"or memory",
+        lines[13],
+    )
+    assert len(lines) == 14
+
+
+def test_selftest_json(run: Run, tiny: str) -> None:
+    found = run("selftest", tiny.removeprefix("local:"), *QUICK, "--json").json
+    assert found["held"] is True
+    assert found["left_out"] == sum(row["planned"] - row["cases"] for row in found["rows"])
+    assert [row["name"] for row in found["rows"]] == found["plan"]["rows"]
+    assert all(row["held"] for row in found["rows"])
+
+
+def test_selftest_of_a_broken_machine(run: Run, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from isonomy.backends.local import knowns
+
+    monkeypatch.setitem(knowns.DIGESTS, "exp", "00")
+    said = run("selftest", tiny, *QUICK)
+    assert said.status == 1
+    lines = said.out.splitlines()
+    assert lines[3].startswith("FAILED  functions ")
+    assert lines[4].startswith("        exp on scalar: the digest of its results is ")
+    assert lines[-1].startswith("FAILED: 1 of 10 rows: functions; ")
+    found = run("selftest", tiny, *QUICK, "--json")
+    assert (found.status, found.json["held"], found.json["rows"][0]["held"]) == (1, False, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("absent",), "there is no such folder"),
+        (("",), "it is empty"),
+        ((), "Missing argument 'MODEL'"),
+        (("demo", "--seconds", "0"), "--seconds"),
+        (("demo", "--seconds", "nan"), "above 0 s, not nan"),
+        (("demo", "--seconds", "x"), "--seconds"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_selftest_refuses(run: Run, log: Path, arguments: tuple[str, ...], said: str) -> None:
+    told = run("selftest", *arguments)
+    assert (told.status, told.out) == (2, "")
+    assert said in told.err
+    assert told.err.count("\n") == 1
+
+
+def test_replay_both_ways(run: Run, log: Path, tiny: str) -> None:
+    chat = ("chat", "hello", "--backend", tiny, "--seed", 5, "--max-tokens", 8)
+    call_id = run(*chat, "--json").json["call_id"]
+    said = run("replay", call_id)
+    assert (said.status, said.err) == (0, "")
+    assert said.out == (
+        f"{call_id}  verified: 1 event equal; 1 generation re-executed in one pass, 8 token steps "
+        "bit for bit\n"
+    )
+    slow = run("replay", call_id, "--regenerate")
+    assert slow.out == said.out.replace("in one pass", "token by token")
+    deep = run("replay", call_id, "--deep")
+    assert deep.status == 0
+    assert deep.out.startswith(said.out.rstrip("\n") + "; deep: nothing differs")
+    plain: Any = run("replay", call_id, "--deep", "--regenerate", "--json").json
+    assert (plain["status"], plain["mode"]) == ("verified", "token by token")
+    assert plain["deep"]["conclusion"] == "unable"
