@@ -33,7 +33,7 @@ constexpr int WORKER_SPINS = 8000;
 constexpr int CALLER_SPINS = 2000;
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds LONG_WAIT{1};
-constexpr int LEAST_ALONE = 16, MOST_ALONE = 2048;  // regions; a forward pass has a few for each layer
+constexpr int MOST_ALONE = 32;  // times the wait
 constexpr uint64_t NEXT = 0xFFFFFFFFu;  // the part of a lane's word that is its next task
 
 using Task = void (*)(void* context, size_t index, int slot);
@@ -70,21 +70,18 @@ class Pool {
         const auto mine = Clock::now();
         for (int spins = 0; done_.load(std::memory_order_acquire) < tasks; ++spins)
             spins < CALLER_SPINS ? pause() : std::this_thread::yield();
-        if (Clock::now() - mine > LONG_WAIT + 4 * (mine - start)) {
-            alone_ = backoff_;
-            backoff_ = backoff_ < MOST_ALONE ? 2 * backoff_ : MOST_ALONE;
-        } else if (backoff_ > LEAST_ALONE) {
-            backoff_ /= 2;
+        const auto end = Clock::now();
+        if (end - mine > LONG_WAIT + 4 * (mine - start)) {
+            alone_until_ = end + times_ * (end - mine);
+            times_ = times_ < MOST_ALONE ? 2 * times_ : MOST_ALONE;
+        } else if (times_ > 1 && end > alone_until_ + std::chrono::milliseconds(100)) {
+            times_ = 1;  // all is well again
         }
     }
 
     // On a crowded machine a worker is put aside in the middle of its grain, and the caller waits for milliseconds. After
-    // such a wait the next regions run on the caller alone, more of them each time it happens again.
-    bool crowded() {
-        if (!alone_) return false;
-        --alone_;
-        return true;
-    }
+    // such a wait regions run on the caller alone for as long, and for longer each time it happens again.
+    bool crowded() { return times_ > 1 && Clock::now() < alone_until_; }
 
    private:
     void start_workers(int slots) {
@@ -149,7 +146,8 @@ class Pool {
     }
 
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
-    int workers_ = 0, alone_ = 0, backoff_ = LEAST_ALONE;
+    int workers_ = 0, times_ = 1;
+    Clock::time_point alone_until_{};
     struct alignas(64) Lane {
         std::atomic<uint64_t> word{0};  // generation << 32 | next task
     };
