@@ -87,10 +87,17 @@ struct Kernels {
     void (*linear_int8_finish)(const Int8Call& call, size_t panel, const int32_t* gate, const int32_t* sums);
     void (*weigh_sums)(const int32_t* sums, size_t rows, const uint32_t* r, uint64_t* weighed);
 
-    // attention: one task is (kv_head, tile) with tile < attention_tiles; scratch as attention_scratch says.
+    // attention: one task is (kv_head, tile) with tile < attention_tiles; state: floats as attention_scratch says, for the
+    // positions up to the last one seen. attention_tile does the whole of it; long contexts of few rows are cut further:
+    // begin, then scores of all blocks first .. past - 1 (any order, any thread), then values of all, then finish.
     size_t (*attention_tiles)(size_t rows, size_t group);
     size_t (*attention_scratch)(size_t capacity, size_t head_dim);  // floats
-    void (*attention_tile)(const AttentionCall& call, size_t kv_head, size_t tile, float* scratch);
+    void (*attention_tile)(const AttentionCall& call, size_t kv_head, size_t tile, float* state);
+    void (*attention_blocks)(const AttentionCall& call, size_t tile, size_t* first, size_t* past);
+    void (*attention_begin)(const AttentionCall& call, size_t kv_head, size_t tile, float* state);
+    void (*attention_scores)(const AttentionCall& call, size_t kv_head, size_t tile, size_t block, float* state);
+    void (*attention_values)(const AttentionCall& call, size_t kv_head, size_t tile, size_t block, float* state);
+    void (*attention_finish)(const AttentionCall& call, size_t kv_head, size_t tile, float* state);
 
     // one row
     float (*row_sum)(const float* x, size_t n);

@@ -18,21 +18,7 @@ enum : size_t {
     WORTH_WIDENING = 3,  // tiles from which on a widened copy is cheaper than widening at each load
 };
 
-// Interleave up to TILE_ROWS rows: packed[k * rows + r] = x[r][k].
-void pack_rows(const float* x, size_t stride, size_t rows, size_t k, float* packed) {
-    size_t r = 0;
-    for (; r + 4 <= rows; r += 4) {
-        const float* from = x + r * stride;
-        float* to = packed + r;
-        size_t i = 0;
-        for (; i + 4 <= k; i += 4)
-            transpose4(from + i, stride, to + i * rows, rows);
-        for (; i < k; ++i)
-            for (size_t j = 0; j < 4; ++j) to[i * rows + j] = from[j * stride + i];
-    }
-    for (; r < rows; ++r)
-        for (size_t i = 0; i < k; ++i) packed[i * rows + r] = x[r * stride + i];
-}
+void pack_rows(const float* x, size_t stride, size_t rows, size_t k, float* packed) { interleave(x, stride, rows, k, packed); }
 
 // The block as `Used`, by way of `wide` where that is not its storage.
 inline const float* as_used(const float* w, size_t, float*, const float*) { return w; }
@@ -58,9 +44,9 @@ struct Panel {
 
     // Where the last block of rows m .. m + rows - 1 goes: straight to y where nothing is left to be done to it.
     Ending last(size_t m, const float* before, float* total, const float* b) const {
-        if (call.epilogue == GATED || valid < PANEL) return Ending{before, total, PANEL, b, nullptr};
+        if (call.epilogue == GATED || valid < PANEL) return Ending{before, PANEL, total, PANEL, b, nullptr};
         float* y = call.y + m * call.y_stride + column;
-        return Ending{before, y, call.y_stride, b, call.epilogue == ADD ? y : nullptr};
+        return Ending{before, PANEL, y, call.y_stride, b, call.epilogue == ADD ? y : nullptr};
     }
 
     // What last() left to be done.
@@ -90,7 +76,7 @@ struct Panel {
             for (size_t k = 0; k < call.k; k += BLOCK) {
                 const float* before = k ? total[part] : nullptr;
                 const Ending end = k + BLOCK >= call.k ? last(0, before, total[part], b)
-                                                 : Ending{before, total[part], PANEL, nullptr, nullptr};
+                                                 : Ending{before, PANEL, total[part], PANEL, nullptr, nullptr};
                 tile<W>(rows, call.x + k * rows, from + k * PANEL, least(BLOCK, call.k - k), end);
             }
         }
@@ -113,7 +99,7 @@ struct Panel {
                     const int rows = int(least(TILE_ROWS, end - m));
                     float* t = total[part] + (m - begin) * PANEL;
                     const float* before = k ? t : nullptr;
-                    const Ending ending = is_last ? last(m, before, t, b) : Ending{before, t, PANEL, nullptr, nullptr};
+                    const Ending ending = is_last ? last(m, before, t, b) : Ending{before, PANEL, t, PANEL, nullptr, nullptr};
                     tile<Used>(rows, call.x + m * call.k + k * rows, block, count, ending);
                     if (is_last && part + 1 == parts) finish(m, rows, total[0] + (m - begin) * PANEL, t);
                 }

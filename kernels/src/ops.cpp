@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "attend.hpp"
 #include "cache.hpp"
 #include "checksum.hpp"
 #include "failure.hpp"
@@ -199,12 +200,8 @@ int iso_attention(const float* q, const float* k, const float* v, const int32_t*
         call.positions = positions;
         call.rows = rows, call.heads = heads, call.kv_heads = kv_heads, call.head_dim = head_dim;
         call.scale = float(scale), call.softcap = float(softcap), call.window = window;
-        const size_t tiles = table.attention_tiles(rows, heads / kv_heads), each = table.attention_scratch(keys, head_dim);
-        const int slots = pool_threads();
-        Buffer<float> scratch(each * size_t(slots));
-        parallel(kv_heads * tiles, 1, slots, [&](size_t task, int slot) {
-            table.attention_tile(call, task / tiles, task % tiles, scratch.data() + each * size_t(slot));
-        });
+        Buffer<float> scratch;
+        run_attention({call}, scratch);
     });
 }
 

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 
+#include "attend.hpp"
 #include "checksum.hpp"
 #include "failure.hpp"
 #include "faults.hpp"
@@ -170,9 +171,8 @@ class Pass {
     }
 
     void attend(size_t index) {
-        const size_t dim = size(c_.head_dim), kv_heads = size(c_.kv_heads), group = size(c_.heads) / kv_heads;
-        calls_.clear(), tasks_.clear();
-        size_t tasks = 0, scratch = 0;
+        const size_t dim = size(c_.head_dim), kv_heads = size(c_.kv_heads);
+        calls_.clear();
         for (const Segment& segment : segments_) {
             AttentionCall call{};
             call.q = w_.qkv.data() + segment.row * (queries() + 2 * keys());
@@ -186,18 +186,8 @@ class Pass {
             call.scale = float(c_.scale);
             call.window = decoder_.window(index);
             calls_.push_back(call);
-            tasks_.push_back(tasks);
-            tasks += kv_heads * k_.attention_tiles(segment.rows, group);
-            const size_t seen = segment.run->first + segment.begin + segment.rows;
-            scratch = std::max(scratch, k_.attention_scratch(seen, dim));
         }
-        const int slots = pool_threads();
-        at_least(w_.attention, scratch * size_t(slots));
-        parallel(tasks, 1, slots, [&](size_t task, int slot) {
-            const size_t s = size_t(std::upper_bound(tasks_.begin(), tasks_.end(), task) - tasks_.begin()) - 1;
-            const size_t tiles = k_.attention_tiles(calls_[s].rows, group), own = task - tasks_[s];
-            k_.attention_tile(calls_[s], own / tiles, own % tiles, w_.attention.data() + scratch * size_t(slot));
-        });
+        run_attention(calls_, w_.attention);
     }
 
     // Injected faults and the digests of a stage, of the rows whose logits are wanted.
@@ -295,7 +285,7 @@ class Pass {
     std::vector<Segment> segments_;
     std::vector<int32_t> positions_;
     std::vector<AttentionCall> calls_;
-    std::vector<size_t> tasks_, wanted_;  // tasks_: the first task of each segment
+    std::vector<size_t> wanted_;
     std::vector<uint8_t> finite_;
     std::mutex failures_;
     bool traced_ = false;

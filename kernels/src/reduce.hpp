@@ -11,19 +11,28 @@ static inline float tree(float* lane) {
 }
 
 struct Plain {
-    float operator()(float x) const { return x; }
+    template <typename T>
+    T operator()(T x) const {
+        return x;
+    }
 };
 struct Square {
-    float operator()(float x) const { return x * x; }
+    template <typename T>
+    T operator()(T x) const {
+        return x * x;
+    }
 };
 
 template <typename Term>
 static inline float row_sum_of(const float* x, size_t n, Term term) {
-    alignas(64) float lane[32];
-    for (int i = 0; i < 32; ++i) lane[i] = 0.0f;
+    constexpr int VECTORS = 32 / LANES;
+    V lanes[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) lanes[v] = broadcast(0.0f);
     size_t i = 0;
     for (; i + 32 <= n; i += 32)
-        for (int j = 0; j < 32; ++j) lane[j] = lane[j] + term(x[i + j]);
+        for (int v = 0; v < VECTORS; ++v) lanes[v] = lanes[v] + term(load(x + i + v * LANES));
+    alignas(64) float lane[32];
+    for (int v = 0; v < VECTORS; ++v) store(lane + v * LANES, lanes[v]);
     for (int j = 0; i + j < n; ++j) lane[j] = lane[j] + term(x[i + j]);
     return tree(lane);
 }

@@ -11,11 +11,12 @@ enum { PANEL = 32, BLOCK = 256 };
 
 // Where a block's chains end: to = ((before or +0) + chain), then the bias, then the residual, each one rounding.
 struct Ending {
-    const float* before;   // totals so far, [rows][PANEL]; null before the first block
-    float* to;             // may be `before`
-    size_t stride;         // floats between the rows of `to`
-    const float* bias;     // [PANEL] or null
-    const float* residual; // rows as those of `to`, or null
+    const float* before;    // totals so far; null before the first block
+    size_t before_stride;   // floats between their rows
+    float* to;              // may be `before`
+    size_t stride;          // floats between the rows of `to`
+    const float* bias;      // [PANEL] or null
+    const float* residual;  // rows as those of `to`, or null
 };
 
 // x: [count][ROWS] (rows interleaved, so that a step reads ROWS neighbours), w: [count][PANEL].
@@ -37,7 +38,7 @@ static inline void chains(const float* x, const W* w, size_t count, const Ending
     }
     for (int r = 0; r < ROWS; ++r)
         for (int v = 0; v < VECTORS; ++v) {
-            V t = (end.before ? load(end.before + r * PANEL + v * LANES) : broadcast(0.0f)) + c[r][v];
+            V t = (end.before ? load(end.before + r * end.before_stride + v * LANES) : broadcast(0.0f)) + c[r][v];
             if (end.bias) t = t + load(end.bias + v * LANES);
             if (end.residual) t = load(end.residual + r * end.stride + v * LANES) + t;
             store(end.to + r * end.stride + v * LANES, t);
@@ -52,7 +53,7 @@ static inline void tile_rows(const float* x, const W* w, size_t count, const End
     for (int v = 0; v < ALL; v += VECTORS) {
         const size_t i = size_t(v) * LANES;
         chains<ROWS, VECTORS, W>(x, w + i, count,
-                                 Ending{end.before ? end.before + i : nullptr, end.to + i, end.stride,
+                                 Ending{end.before ? end.before + i : nullptr, end.before_stride, end.to + i, end.stride,
                                         end.bias ? end.bias + i : nullptr, end.residual ? end.residual + i : nullptr});
     }
 }
@@ -80,10 +81,19 @@ static inline void tile(int rows, const float* x, const W* w, size_t count, cons
     }
 }
 
-// One block added to total: [rows][PANEL].
-template <typename W>
-static inline void tile(int rows, const float* x, const W* w, size_t count, float* total) {
-    tile<W>(rows, x, w, count, Ending{total, total, PANEL, nullptr, nullptr});
+// Rows of up to TILE_ROWS as the tile wants them: interleaved[i * rows + r] = x[r * stride + i].
+static inline void interleave(const float* x, size_t stride, size_t rows, size_t n, float* interleaved) {
+    size_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        const float* from = x + r * stride;
+        float* to = interleaved + r;
+        size_t i = 0;
+        for (; i + 4 <= n; i += 4) transpose4(from + i, stride, to + i * rows, rows);
+        for (; i < n; ++i)
+            for (size_t j = 0; j < 4; ++j) to[i * rows + j] = from[j * stride + i];
+    }
+    for (; r < rows; ++r)
+        for (size_t i = 0; i < n; ++i) interleaved[i * rows + r] = x[r * stride + i];
 }
 
 }  // namespace iso::ISO_NS
