@@ -10,6 +10,7 @@ import pytest
 from tests.backends.families import torch
 
 from isonomy import kernels
+from isonomy.backends.reference import int8
 from isonomy.backends.reference.dispatch import Canonical
 
 RNG = np.random.default_rng(5)
@@ -120,3 +121,23 @@ def test_torch_rounds_once(operation: str) -> None:
         one = exactly(a.astype(np.float64), np.float64(np.float32(scalar))).astype(np.float32)
     assert bits(run(lambda: compute(left, right))) == bits(two)
     assert bits(run(lambda: compute(left, scalar))) == bits(one)
+
+
+@pytest.mark.parametrize("k", [1, 64, 272, 1000])
+def test_int8_linear(k: int) -> None:
+    """Written down a second time in numpy, and the kernels' bits; rows of zeros included."""
+    x, w = RNG.standard_normal((7, k), np.float32), RNG.standard_normal((40, k), np.float32)
+    x[2] = w[5] = 0
+    x[3] *= np.float32(1e-38)
+    bias = RNG.standard_normal(40, np.float32)
+    ours = kernels.linear(x, kernels.PackedLinear(w, bias, storage="int8"))
+    theirs = int8.linear(torch.from_numpy(x), torch.from_numpy(w), torch.from_numpy(bias))
+    assert bits(theirs) == bits(ours)
+
+
+def test_int8_embedding() -> None:
+    w = RNG.standard_normal((50, 77), np.float32)
+    ids = RNG.integers(0, 50, 9)
+    table = kernels.quantise_rows(w)
+    ours = table.q[ids].astype(np.float32) * table.scales[ids, None]
+    assert bits(int8.embedding(torch.from_numpy(ids), torch.from_numpy(w))) == bits(ours)

@@ -9,7 +9,7 @@ lists in `coverage` goes to torch, if its operands keep what the list promises; 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,12 +32,20 @@ class Canonical(TorchDispatchMode):  # type: ignore[no-untyped-call]
         passed: operations that torch computed, and how often.
     """
 
-    def __init__(self, where: Callable[[], str]) -> None:
-        """`where()` names the module that runs, for errors."""
+    def __init__(
+        self, where: Callable[[], str], instead: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
+        """Be ready.
+
+        Args:
+            where: names the module that runs, for errors.
+            instead: what replaces entries of `KERNELS`.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.canonical: Counter[str] = Counter()
         self.passed: Counter[str] = Counter()
         self._where = where
+        self._kernels = KERNELS | dict(instead or {})
 
     def __torch_dispatch__(
         self,
@@ -51,7 +59,7 @@ class Canonical(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             _require_float32([args, named])
             if name in KERNELS and not (name in ON_INTEGERS_TOO and not _floating(args)):
-                result = KERNELS[name](*args, **named)
+                result = self._kernels[name](*args, **named)
                 self.canonical[name] += 1
             else:
                 _may_pass(name, args, named)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from isonomy import kernels
 from isonomy.sdk.errors import InputError
 
-from . import replacements
+from . import int8, replacements
 from .dispatch import Canonical
 from .errors import BACKEND, GraphRefused, OpinionError
 from .results import Difference, Opinion
@@ -29,12 +29,15 @@ from .results import Difference, Opinion
 replacements.register()
 
 
-def opinion(folder: str | Path, ids: npt.ArrayLike) -> Opinion:
+def opinion(
+    folder: str | Path, ids: npt.ArrayLike, *, weights: Literal["int8"] | None = None
+) -> Opinion:
     """See `isonomy.backends.reference.opinion`."""
     model = _load(Path(folder))
     tokens = torch.from_numpy(_tokens(ids, model.config))
     with _watched(model) as watch, torch.no_grad():
-        canonical = Canonical(lambda: watch.running[-1])
+        instead = int8.kernels_for(model, watch.running) if weights == "int8" else {}
+        canonical = Canonical(lambda: watch.running[-1], instead)
         try:
             replacements.replace_tables(model, len(tokens))
             with canonical:
@@ -50,11 +53,13 @@ def opinion(folder: str | Path, ids: npt.ArrayLike) -> Opinion:
     )
 
 
-def compare(folder: str | Path, ids: npt.ArrayLike) -> Difference | None:
+def compare(
+    folder: str | Path, ids: npt.ArrayLike, *, weights: Literal["int8"] | None = None
+) -> Difference | None:
     """See `isonomy.backends.reference.compare`."""
     from isonomy.backends.local.checkpoint import load
 
-    theirs = opinion(folder, ids)
+    theirs = opinion(folder, ids, weights=weights)
     length = len(theirs.logits)
     decoder: kernels.Decoder = load(Path(folder), context=length).decoder
     try:
