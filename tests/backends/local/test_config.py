@@ -101,6 +101,7 @@ def test_refused_by_name(key: str, value: Any, feature: str) -> None:
         ({"hidden_size": -1}, "hidden_size"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"rms_norm_eps": 0.0}, "rms_norm_eps"),
+        ({"rope_theta": 1e18}, "rope_theta"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"hidden_size": 33}, "head_dim"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings"),

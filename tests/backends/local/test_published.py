@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 from tests.backends.published import PUBLISHED
@@ -12,6 +13,7 @@ from isonomy.backends.local import NotCovered
 from isonomy.backends.local.architecture import Architecture
 from isonomy.backends.local.config import FAMILIES, architecture
 from isonomy.backends.local.layout import arrange, shapes
+from isonomy.sdk.errors import ModelError
 
 CONTEXT = 4096
 TIED = ("gemma2", "gemma3_text", "gpt2", "smollm3")
@@ -87,3 +89,39 @@ def test_layers_of_gemma() -> None:
         (rope == 1) == (window > 0)
         for rope, window in zip(third.layer_ropes, third.windows, strict=True)
     )
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    0.5,
+    1e300,
+    1 << 40,
+    "x",
+    [],
+    [1],
+    {},
+    {"rope_type": "yarn"},
+)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_odd_values_are_no_crash(name: str) -> None:
+    """Whatever a key is set to, it is read or refused."""
+    refused = 0
+    for key in [*PUBLISHED[name], "rope_parameters", "layer_types", "num_experts"]:
+        for value in ODD:
+            data = json.dumps(PUBLISHED[name] | {key: value}).encode()
+            try:
+                model = architecture(data, "config.json", CONTEXT)
+            except ModelError:
+                refused += 1
+            else:
+                assert len(model.windows) == model.layers
+                assert len(model.layer_ropes) in (0, model.layers)
+                assert model.operations()
+    assert refused > 50

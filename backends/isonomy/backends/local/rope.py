@@ -14,42 +14,44 @@ import msgspec
 from .architecture import Rope
 from .errors import DamagedModel, NotCovered
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-Length = Annotated[int, msgspec.Meta(ge=2)]
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e18)]
+Number = Annotated[float, msgspec.Meta(gt=1e-18, lt=1e18)]
+Weight = Annotated[float, msgspec.Meta(ge=0, lt=1e18)]
+Length = Annotated[int, msgspec.Meta(ge=2, le=1 << 53)]
 
 
 class _Plain(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     rope_type: str = "default"
-    rope_theta: Positive | None = None
-    partial_rotary_factor: Positive | None = None
+    rope_theta: Number | None = None
+    partial_rotary_factor: Number | None = None
 
 
 class _Linear(_Plain, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    factor: Positive
+    factor: Number
 
 
 class _Llama3(_Linear, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    low_freq_factor: Positive
-    high_freq_factor: Positive
+    low_freq_factor: Number
+    high_freq_factor: Number
     original_max_position_embeddings: Length | None = None
 
 
 class _Yarn(_Linear, frozen=True, kw_only=True, forbid_unknown_fields=True):
     original_max_position_embeddings: Length | None = None
-    attention_factor: Positive | None = None
-    beta_fast: Positive | None = None
-    beta_slow: Positive | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    attention_factor: Number | None = None
+    beta_fast: Number | None = None
+    beta_slow: Number | None = None
+    mscale: Weight | None = None
+    mscale_all_dim: Weight | None = None
     truncate: bool = True
 
 
 class _Longrope(_Plain, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    short_factor: tuple[Positive, ...]
-    long_factor: tuple[Positive, ...]
+    short_factor: tuple[Number, ...]
+    long_factor: tuple[Number, ...]
     original_max_position_embeddings: Length | None = None
-    factor: Positive | None = None
-    attention_factor: Positive | None = None
+    factor: Number | None = None
+    attention_factor: Number | None = None
 
 
 KINDS: dict[str, type[_Plain]] = {
@@ -205,11 +207,6 @@ def _require_yarn(rope: _Yarn, setting: Setting) -> None:
     if theta <= 1:
         raise DamagedModel(
             setting.path, f"rope_theta ({theta}) must be above 1 for yarn. Correct this key."
-        )
-    if min(rope.mscale or 0.0, rope.mscale_all_dim or 0.0) < 0:
-        raise DamagedModel(
-            setting.path,
-            f"{setting.where}: mscale and mscale_all_dim must not be negative. Correct these keys.",
         )
 
 

@@ -14,7 +14,7 @@ import msgspec
 from .. import rope
 from ..architecture import Architecture, Rope
 from ..errors import DamagedModel, NotCovered
-from ..rope import Positive
+from ..rope import Number, Positive
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 12)]
@@ -81,10 +81,10 @@ class Rotary(Family, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_attention_heads: Size
     num_key_value_heads: Size | None = None
     head_dim: Size | None = None
-    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1)]
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
     rms_norm_eps: Positive = 1e-6
     hidden_act: str = "silu"
-    rope_theta: Positive | None = None
+    rope_theta: Number | None = None
     rope_scaling: dict[str, Any] | None = None
     rope_parameters: dict[str, Any] | None = None
     partial_rotary_factor: float | None = None

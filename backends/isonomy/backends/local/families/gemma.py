@@ -10,7 +10,7 @@ import msgspec
 from .. import rope
 from ..architecture import Architecture, Rope
 from ..errors import DamagedModel, NotCovered
-from ..rope import Positive
+from ..rope import Number, Positive
 from .base import Count, Id, Rotary, Size, activation, typed_windows
 
 
@@ -84,7 +84,7 @@ class Gemma3(Gemma2, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     attn_logit_softcapping: Positive | None = None
     final_logit_softcapping: Positive | None = None
-    rope_local_base_freq: Positive | None = None
+    rope_local_base_freq: Number | None = None
     sliding_window_pattern: Count | None = None
     _sliding_window_pattern: Count | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 
@@ -74,7 +74,7 @@ class Qwen3Moe(Rotary, frozen=True, kw_only=True, forbid_unknown_fields=True):
     attention_bias: bool = False
     use_sliding_window: bool = False
     sliding_window: Size | None = 4096
-    num_experts: Natural = 128
+    num_experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 12)] = 128
     num_experts_per_tok: Count = 8
     moe_intermediate_size: Size = 768
     norm_topk_prob: bool = False
