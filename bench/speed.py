@@ -127,7 +127,7 @@ class _Comparison:
             (f"prompt, {PROMPT} tokens", "prompt", {"tokens": PROMPT}, rounds, peak, operations),
         ]
         for calls in (8,) if few else (8, 32):
-            most = {"calls": calls, "tokens": 8 if few or calls > 8 or large else 24}
+            most = {"calls": calls, "tokens": 8 if few else 16 if calls > 8 or large else 24}
             measures.append((f"{calls} calls", "batch", most, 1 if few else 3, None, 0.0))
         return [self._row(*measure) for measure in measures]
 
