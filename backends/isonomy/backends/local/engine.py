@@ -257,7 +257,7 @@ class Engine:
             message = f"the engine failed: {error!r}. Please report it."
             with self._lead.mutex:
                 self._stop_pump(follower)
-                for sequence in self._coroutines:
+                for sequence in list(self._coroutines):
                     self._fail(sequence, BackendError(message, backend=BACKEND))
             raise
 
@@ -275,30 +275,6 @@ class Engine:
                 if seen == self._lead.changes:
                     self._lead.release(follower)
         self._lead.release(follower)
-
-    def _drive_for_coroutines(self, follower: Follower) -> None:
-        try:
-            self._pump_until_done(follower)
-        except BaseException as error:
-            message = f"the engine failed: {error!r}. Please report it."
-            with self._lead.mutex:
-                self._pump = None
-                for sequence in self._coroutines:
-                    self._fail(sequence, BackendError(message, backend=BACKEND))
-            raise
-
-    def _pump_until_done(self, follower: Follower) -> None:
-        while True:
-            with self._lead.mutex:
-                if not self._coroutines:
-                    if self._pump is follower:
-                        self._pump = None
-                    self._lead.release(follower)
-                    return
-            if self._lead.claim(follower):
-                self._drive(follower, lambda: not self._coroutines)
-            else:
-                follower.wait()
 
     def _step(self) -> bool:
         """Compute one pass for everybody; false when there is nothing to compute."""
@@ -380,7 +356,7 @@ class Engine:
         return False
 
     def _compute(self, works: list[Work]) -> list[kernels.StepsResult | kernels.KernelError]:
-        """Compute one pass; where it fails as a whole, each alone, so that one fails for himself."""
+        """Compute one pass; where it fails as a whole, each alone: each fails for himself."""
         items = [work.item for work in works]
         try:
             return self._decoder.step(items)

@@ -234,6 +234,34 @@ def test_an_abandoned_coroutine_is_gone(model: Any) -> None:
     model.check(again, model.sampling())
 
 
+def test_a_loop_that_stops_reading_keeps_no_thread(model: Any) -> None:
+    """With nothing left to compute the thread ends, and another comes when the loop reads on."""
+    shared = model.engine()
+    sampling = model.sampling(max_tokens=300)
+    slow = model.running([5] * 20, sampling, listening=True)
+    reads, may_read = threading.Event(), threading.Event()
+    pieces: list[str] = []
+
+    def stuck(piece: str) -> None:
+        pieces.append(piece)
+        reads.set()
+        may_read.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(lambda: asyncio.run(shared.arun(slow, stuck)))
+        reads.wait()
+        join_pumps()
+        assert len(pieces) == 1
+        assert not slow.finished
+        quick = model.running([6] * 20, sampling)
+        shared.run(quick)
+        model.check(quick, sampling)
+        may_read.set()
+        job.result()
+    model.check(slow, sampling)
+    assert "".join(pieces) == model.plain([5] * 20, sampling)[1]
+
+
 def test_coroutines_of_several_loops_and_threads(model: Any) -> None:
     shared = model.engine(max_running=6)
     sampling = model.sampling()
