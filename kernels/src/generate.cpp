@@ -68,8 +68,9 @@ int iso_decoder_new(const iso_decoder_config* config, iso_decoder** out) {
     return guarded([&] { *out = new iso_decoder{Decoder(*config)}; });
 }
 
-int iso_decoder_load(iso_decoder* decoder, int tensor, int layer, const void* data, int storage, size_t rows, size_t columns) {
-    return guarded([&] { decoder->decoder.load(tensor, layer, data, storage, rows, columns); });
+int iso_decoder_load(iso_decoder* decoder, int tensor, int layer, int expert, const void* data, int storage,
+                     const float* scales, size_t rows, size_t columns) {
+    return guarded([&] { decoder->decoder.load({tensor, layer, expert}, {data, storage, scales}, rows, columns); });
 }
 
 int iso_decoder_ready(iso_decoder* decoder) {

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ISO_ABI 2
+#define ISO_ABI 3
 #define ISO_NUMERICS_VERSION 1
 
 #if defined(__GNUC__)
@@ -116,23 +116,45 @@ ISO_API int iso_logprobs(const float* logits, size_t rows, size_t n, const int32
 
 // ---- decoder ----
 typedef struct {
-    int32_t vocab, hidden, layers, heads, kv_heads, head_dim, intermediate, rotary_dim, max_positions;
-    int32_t qkv_bias, o_bias, mlp_bias, qk_norm, tied, activation;
-    double rms_eps, scale, attention_factor;
-    const double* frequencies;  // rotary_dim / 2
-    const int32_t* windows;     // one a layer, 0: none
+    const double* frequencies;
+    int32_t count;  // of frequencies; twice as many dimensions are rotated
+    double attention_factor;
+} iso_rope_kind;
+
+enum { ISO_QK_PLAIN = 0, ISO_QK_HEAD = 1, ISO_QK_PROJECTION = 2 };
+
+typedef struct {
+    int32_t vocab, hidden, layers, heads, kv_heads, head_dim, intermediate, max_positions;
+    int32_t experts, experts_per_token, expert_intermediate, normalise_experts;
+    int32_t layer_norm, norm_offset, pre_norm, post_norm, qk_norm;
+    int32_t gated, activation, learned_positions, tied;
+    int32_t qkv_bias, o_bias, mlp_bias, output_bias;
+    int32_t int8, checksums;
+    int32_t rope_kinds;
+    double eps, scale, embedding_multiplier, residual_multiplier, logit_divisor, attention_softcap, logit_softcap;
+    const iso_rope_kind* ropes;
+    const int32_t* windows;  // one a layer, 0: none
+    const int32_t* rope_of;  // one a layer, -1: none
+    const int32_t* sparse;   // one a layer, 1: experts in place of the MLP
 } iso_decoder_config;
 
-enum {  // which tensor iso_decoder_load brings; layer is ignored for the first three
-    ISO_EMBED, ISO_FINAL_NORM, ISO_OUTPUT, ISO_INPUT_NORM, ISO_POST_NORM, ISO_Q, ISO_K, ISO_V, ISO_O, ISO_GATE, ISO_UP, ISO_DOWN,
-    ISO_Q_BIAS, ISO_K_BIAS, ISO_V_BIAS, ISO_O_BIAS, ISO_GATE_BIAS, ISO_UP_BIAS, ISO_DOWN_BIAS, ISO_Q_NORM, ISO_K_NORM,
+enum {  // which tensor iso_decoder_load brings
+    // of the model
+    ISO_EMBED, ISO_POSITIONS, ISO_FINAL_NORM, ISO_FINAL_NORM_BIAS, ISO_OUTPUT, ISO_OUTPUT_BIAS,
+    // of a layer
+    ISO_INPUT_NORM, ISO_INPUT_NORM_BIAS, ISO_POST_NORM, ISO_POST_NORM_BIAS, ISO_ATTENTION_OUTPUT_NORM, ISO_MLP_OUTPUT_NORM,
+    ISO_Q, ISO_K, ISO_V, ISO_O, ISO_Q_BIAS, ISO_K_BIAS, ISO_V_BIAS, ISO_O_BIAS, ISO_Q_NORM, ISO_K_NORM,
+    ISO_GATE, ISO_UP, ISO_DOWN, ISO_GATE_BIAS, ISO_UP_BIAS, ISO_DOWN_BIAS, ISO_ROUTER,
+    // of an expert of a layer
+    ISO_EXPERT_GATE, ISO_EXPERT_UP, ISO_EXPERT_DOWN, ISO_TENSORS,
 };
 
 typedef struct iso_decoder iso_decoder;
 typedef struct iso_session iso_session;
 ISO_API int iso_decoder_new(const iso_decoder_config* config, iso_decoder** out);
-ISO_API int iso_decoder_load(iso_decoder* decoder, int tensor, int layer, const void* data, int storage, size_t rows,
-                             size_t columns);
+// layer and expert are ignored where the tensor has none; scales: of int8 rows, else NULL. Weights come before their biases.
+ISO_API int iso_decoder_load(iso_decoder* decoder, int tensor, int layer, int expert, const void* data, int storage,
+                             const float* scales, size_t rows, size_t columns);
 ISO_API int iso_decoder_ready(iso_decoder* decoder);  // all tensors there? must precede sessions
 ISO_API void iso_decoder_free(iso_decoder* decoder);  // after its sessions
 ISO_API size_t iso_decoder_bytes(const iso_decoder* decoder);

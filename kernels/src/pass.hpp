@@ -14,8 +14,11 @@ namespace iso {
 
 // The scratch memory of a pass; a decoder keeps one for the next.
 struct Workspace {
-    Buffer<float> hidden, normed, qkv, attended, inner, packed_rows, attention, logits;
-    std::vector<const float*> rope_pages;
+    Buffer<float> hidden, normed, branch, qkv, attended, inner, packed_rows, attention, logits;
+    Buffer<float> routes, shares, gathered, expert_out;  // of a mixture of experts
+    Buffer<int32_t> chosen;
+    Buffer<uint64_t> ranks;
+    std::vector<std::vector<const float*>> rope_pages;  // of each rope
     std::vector<SampleScratch> sampling;  // one a slot of the thread pool
 };
 

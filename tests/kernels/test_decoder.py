@@ -20,6 +20,10 @@ Tensor = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 Tensors = dict[str, Tensor]
 
 
+def rope(dim: int, theta: float) -> kernels.Rope:
+    return kernels.Rope(tuple(kernels.rope_frequencies(dim, theta).tolist()))
+
+
 def config(**changes: Any) -> kernels.DecoderConfig:
     settings: dict[str, Any] = {
         "vocab": 131,
@@ -30,7 +34,7 @@ def config(**changes: Any) -> kernels.DecoderConfig:
         "head_dim": 24,
         "intermediate": 100,
         "rms_eps": 1e-5,
-        "frequencies": tuple(kernels.rope_frequencies(24, 10000.0).tolist()),
+        "ropes": (rope(24, 10000.0),),
         "max_positions": 1024,
     }
     return kernels.DecoderConfig(**settings | changes)
@@ -38,11 +42,9 @@ def config(**changes: Any) -> kernels.DecoderConfig:
 
 FAMILIES = {
     "llama": config(),
-    "smollm": config(tied=True, kv_heads=6, frequencies=tuple(kernels.rope_frequencies(16, 1e5))),
+    "smollm": config(tied=True, kv_heads=6, ropes=(rope(16, 1e5),)),
     "qwen2": config(qkv_bias=True, tied=True),
-    "qwen3": config(
-        qk_norm=True, head_dim=40, frequencies=tuple(kernels.rope_frequencies(40, 1e6))
-    ),
+    "qwen3": config(qk_norm="head", head_dim=40, ropes=(rope(40, 1e6),)),
     "mistral": config(windows=(40, 0, 7), o_bias=True, mlp_bias=True, activation="gelu_tanh"),
 }
 
@@ -216,7 +218,7 @@ def test_a_tied_output_layer_may_be_stored_twice_if_equal() -> None:
         ({"kv_heads": 4}, kernels.ArgumentError, "multiple of kv_heads"),
         ({"layers": 0}, kernels.ArgumentError, "layers must be positive"),
         ({"vocab": 2**25}, kernels.ArgumentError, "at most 2\\^24"),
-        ({"frequencies": (0.5,) * 13}, kernels.ArgumentError, "between 2 and head_dim"),
+        ({"ropes": (kernels.Rope((0.5,) * 13),)}, kernels.ArgumentError, "between 2 and head_dim"),
         ({"windows": (1,)}, kernels.ArgumentError, "windows: 1 given for 3 layers"),
         ({"windows": (1, -1, 0)}, kernels.ArgumentError, "window must not be negative"),
         ({"activation": "relu"}, kernels.UnsupportedError, "activation 'relu' is not supported"),
@@ -315,7 +317,7 @@ from isonomy import kernels
 
 c = kernels.DecoderConfig(
     vocab=3, hidden=2, layers=1, heads=1024, kv_heads=1024, head_dim=64, intermediate=2,
-    rms_eps=1e-5, frequencies=(1.0,) * 32, max_positions=2**31 - 1,
+    rms_eps=1e-5, ropes=(kernels.Rope((1.0,) * 32),), max_positions=2**31 - 1,
 )
 tensors = {n: np.ones(s, np.float32) for n, s in kernels.expected_shapes(c).items()}
 decoder = kernels.Decoder(c, tensors)

@@ -6,7 +6,7 @@ kernels/NUMERICS.md; `NUMERICS_VERSION` is its version. Needs numpy (extra `loca
 
 from __future__ import annotations
 
-from isonomy.kernels.configuration import DecoderConfig, expected_shapes
+from isonomy.kernels.configuration import DecoderConfig, Rope, expected_shapes
 from isonomy.kernels.decoder import Decoder
 from isonomy.kernels.errors import (
     ArgumentError,
@@ -80,6 +80,7 @@ __all__ = [
     "OutOfMemoryError",
     "PackedLinear",
     "Quantised",
+    "Rope",
     "Sampled",
     "SamplingParams",
     "Session",

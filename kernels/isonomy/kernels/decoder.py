@@ -10,23 +10,20 @@ set. An item that fails leaves its session as it was.
 from __future__ import annotations
 
 import ctypes
-import re
 import weakref
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from isonomy.kernels.arrays import Weights, address, weights, widened
+from isonomy.kernels.arrays import F32, INT8, Weights, address, weights, widened
 from isonomy.kernels.configuration import (
-    IN_LAYERS,
-    OUTSIDE_LAYERS,
-    TOGETHER,
     DecoderConfig,
     expected_shapes,
+    packed_together,
     record_of,
+    slot_of,
 )
 from isonomy.kernels.errors import ArgumentError, KernelError, WeightsError
 from isonomy.kernels.library import check, load
+from isonomy.kernels.quantised import Quantised, quantised
 from isonomy.kernels.session import Session
 from isonomy.kernels.steps import StepItem, StepsResult, take_steps
 
@@ -39,13 +36,13 @@ class Decoder:
         handle: of the library's decoder.
     """
 
-    def __init__(self, config: DecoderConfig, weights: Mapping[str, Weights]) -> None:
+    def __init__(self, config: DecoderConfig, weights: Mapping[str, Weights | Quantised]) -> None:
         """Copy and pack the weights.
 
         Args:
             config: shape and switches.
-            weights: tensors named as in a Hugging Face Llama checkpoint, float32 or uint16 holding
-                bfloat16 bits; read one at a time.
+            weights: the tensors that `expected_shapes` names, float32 or uint16 holding bfloat16
+                bits, and with `weights="int8"` linears as `Quantised`, too; read one at a time.
 
         Raises:
             WeightsError: tensors are missing, unknown or of the wrong shape.
@@ -65,7 +62,7 @@ class Decoder:
         self._load(weights)
         check(library.iso_decoder_ready(handle))
 
-    def _load(self, tensors: Mapping[str, Weights]) -> None:
+    def _load(self, tensors: Mapping[str, Weights | Quantised]) -> None:
         shapes = expected_shapes(self.config)
         present = set(tensors)
         if self.config.tied and "lm_head.weight" in present:
@@ -79,26 +76,31 @@ class Decoder:
         for name in sorted(shapes, key=lambda name: name.endswith(".bias")):
             self._put(name, shapes[name], tensors)
 
-    def _put(self, name: str, shape: tuple[int, ...], tensors: Mapping[str, Weights]) -> None:
+    def _put(
+        self, name: str, shape: tuple[int, ...], tensors: Mapping[str, Weights | Quantised]
+    ) -> None:
         tensor = tensors[name]
         if tensor.shape != shape:
             raise WeightsError(f"expected shape {shape}, got {tensor.shape}", (name,))
-        data, storage = weights(name, tensor, len(shape))
-        layer, slot = -1, OUTSIDE_LAYERS.get(name)
-        if slot is None:
-            match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
-            assert match is not None
-            layer, slot = int(match[1]), IN_LAYERS[match[2]]
-            group = next((group for group in TOGETHER if match[2] in group), ())
-            prefix = name.removesuffix(match[2])
-            if len({tensors[prefix + member].dtype for member in group}) > 1:
-                data, storage = widened(data), 0
-        columns = shape[1] if len(shape) == 2 else 1
+        rows, columns = shape if len(shape) == 2 else (*shape, 1)
+        if isinstance(tensor, Quantised):
+            tensor = quantised(name, tensor)
+            data, storage, scales = address(tensor.q), INT8, address(tensor.scales)
+        else:
+            tensor, storage = weights(name, tensor, len(shape))
+            if self.config.weights == "stored" and self._mixed(name, tensors):
+                tensor, storage = widened(tensor), F32
+            data, scales = address(tensor), None
         check(
             load().iso_decoder_load(
-                self.handle, slot, layer, address(data), storage, shape[0], columns
+                self.handle, *slot_of(name), data, storage, scales, rows, columns
             )
         )
+
+    @staticmethod
+    def _mixed(name: str, tensors: Mapping[str, Weights | Quantised]) -> bool:
+        together = (member for member in packed_together(name) if member in tensors)
+        return len({tensors[member].dtype for member in together}) > 1
 
     @property
     def weight_bytes(self) -> int:
@@ -140,12 +142,15 @@ class Decoder:
         return take_steps(self.handle, self.config.vocab, self.config.layers, items)
 
 
-def _require_tied(tensors: Mapping[str, Weights]) -> None:
-    output, embedding = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
-    if output.dtype != embedding.dtype or not np.array_equal(
-        output.view(np.uint8), embedding.view(np.uint8)
-    ):
+def _require_tied(tensors: Mapping[str, Weights | Quantised]) -> None:
+    if _bits(tensors["lm_head.weight"]) != _bits(tensors["model.embed_tokens.weight"]):
         raise WeightsError(
             "the configuration ties the output layer to the embedding, but their tensors differ",
             ("lm_head.weight", "model.embed_tokens.weight"),
         )
+
+
+def _bits(tensor: Weights | Quantised) -> tuple[str, tuple[int, ...], bytes, bytes]:
+    if isinstance(tensor, Quantised):
+        return "int8", tensor.shape, tensor.q.tobytes(), tensor.scales.tobytes()
+    return str(tensor.dtype), tensor.shape, tensor.tobytes(), b""

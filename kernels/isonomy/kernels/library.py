@@ -40,7 +40,7 @@ from isonomy.kernels.errors import (
     UnsupportedError,
 )
 
-ABI = 2
+ABI = 3
 NUMERICS_VERSION = 1
 FILE_NAME = "libisonomy_kernels" + (".dylib" if sys.platform == "darwin" else ".so")
 
@@ -62,30 +62,28 @@ class Sampling(ctypes.Structure):
     )
 
 
+class RopeKind(ctypes.Structure):
+    """`iso_rope_kind` of isonomy.h."""
+
+    _fields_ = (("frequencies", c_void_p), ("count", c_int32), ("attention_factor", c_double))
+
+
 class Config(ctypes.Structure):
     """`iso_decoder_config` of isonomy.h."""
 
     _fields_ = (
-        ("vocab", c_int32),
-        ("hidden", c_int32),
-        ("layers", c_int32),
-        ("heads", c_int32),
-        ("kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("intermediate", c_int32),
-        ("rotary_dim", c_int32),
-        ("max_positions", c_int32),
-        ("qkv_bias", c_int32),
-        ("o_bias", c_int32),
-        ("mlp_bias", c_int32),
-        ("qk_norm", c_int32),
-        ("tied", c_int32),
-        ("activation", c_int32),
-        ("rms_eps", c_double),
-        ("scale", c_double),
-        ("attention_factor", c_double),
-        ("frequencies", c_void_p),
-        ("windows", c_void_p),
+        *((name, c_int32) for name in ("vocab", "hidden", "layers", "heads", "kv_heads")),
+        *((name, c_int32) for name in ("head_dim", "intermediate", "max_positions")),
+        *((name, c_int32) for name in ("experts", "experts_per_token", "expert_intermediate")),
+        *((name, c_int32) for name in ("normalise_experts", "layer_norm", "norm_offset")),
+        *((name, c_int32) for name in ("pre_norm", "post_norm", "qk_norm", "gated", "activation")),
+        *((name, c_int32) for name in ("learned_positions", "tied", "qkv_bias", "o_bias")),
+        *((name, c_int32) for name in ("mlp_bias", "output_bias", "int8", "checksums")),
+        ("rope_kinds", c_int32),
+        *((name, c_double) for name in ("eps", "scale", "embedding_multiplier")),
+        *((name, c_double) for name in ("residual_multiplier", "logit_divisor")),
+        *((name, c_double) for name in ("attention_softcap", "logit_softcap")),
+        *((name, c_void_p) for name in ("ropes", "windows", "rope_of", "sparse")),
     )
 
 
@@ -131,7 +129,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {  # result, arguments
     "iso_top_logprobs": (c_int, (_P, _N, _N, _P, _P)),
     "iso_logprobs": (c_int, (_P, _N, _N, _P, _P)),
     "iso_decoder_new": (c_int, (POINTER(Config), _HANDLE)),
-    "iso_decoder_load": (c_int, (_P, _I, _I, _P, _I, _N, _N)),
+    "iso_decoder_load": (c_int, (_P, _I, _I, _I, _P, _I, _P, _N, _N)),
     "iso_decoder_ready": (c_int, (_P,)),
     "iso_decoder_free": (None, (_P,)),
     "iso_decoder_bytes": (c_size_t, (_P,)),

@@ -61,6 +61,18 @@ def quantise_rows(x: Weights) -> Quantised:
     return Quantised(q, scales)
 
 
+def is_linear(name: str, *, tied: bool) -> bool:
+    """Whether a decoder's tensor of this canonical name is int8 where `weights="int8"`.
+
+    Args:
+        name: as in `expected_shapes`.
+        tied: the embedding is the output layer, too.
+    """
+    if name == "model.embed_tokens.weight":
+        return tied
+    return name == "lm_head.weight" or name.endswith("_proj.weight")
+
+
 def quantised(name: str, w: Quantised) -> Quantised:
     """`w` with C-contiguous arrays of the right types and shapes, or an error."""
     if not isinstance(w.q, np.ndarray) or w.q.dtype != np.int8:
