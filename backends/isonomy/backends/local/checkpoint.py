@@ -14,17 +14,17 @@ import msgspec
 from blake3 import blake3
 
 from isonomy.sdk.canonical import canonical
-from isonomy.sdk.errors import BackendError
+from isonomy.sdk.errors import BackendError, InputError
 from isonomy.sdk.generation import Sampling
 
-from . import defaults, layout, packages, tokenizer, weights
+from . import defaults, layout, packages, quantised, tokenizer, weights
 from .architecture import Architecture, Rope
 from .config import MAX_POSITIONS, architecture
 from .errors import BACKEND, DamagedModel, NotCovered, Tampered
 from .template import ChatTemplate
 
 if TYPE_CHECKING:
-    from isonomy.kernels import Decoder, DecoderConfig
+    from isonomy.kernels import DecoderConfig
 
 CONFIG = "config.json"
 TABLE_POSITIONS = 1 << 15
@@ -52,6 +52,8 @@ def load(
     context: int | None = None,
     chat_template: str | None = None,
     expect: str | None = None,
+    int8: bool = False,
+    checksums: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint.
 
@@ -60,8 +62,11 @@ def load(
         context: Limit below the model's own number of positions.
         chat_template: A template to use instead of the checkpoint's.
         expect: The digest ``model`` that the checkpoint must have.
+        int8: Quantise the linears; those of a prepared checkpoint are int8 anyway.
+        checksums: Check int8 linears against silent data corruption.
 
     Raises:
+        InputError: checksums are asked for, and the weights are not int8.
         ModelError: a file is missing or damaged, something is not covered, or the digest differs.
         MissingExtra: packages of the extra `local` are not installed.
         BackendError: the compiled kernels can't be used.
@@ -80,7 +85,16 @@ def load(
         source, where = chat_template, Path("chat_template=")
     template = ChatTemplate(source, tokens.named, where)
     listing = weights.listing(folder)
-    found = weights.find(folder, listing, layout.arrange(model, listing))
+    if quantised.is_prepared(data, folder / CONFIG):
+        found = weights.find(folder, listing, quantised.arrange(model))
+        int8 = True
+    else:
+        found = weights.find(folder, listing, layout.arrange(model, listing))
+    if checksums and not int8:
+        raise InputError(
+            "checksums are for int8 weights only: sums of floats are not exact. Add "
+            'weights="int8", or leave out checksums.'
+        )
 
     artefacts = {
         "config": "blake3:" + blake3(data).hexdigest(),
@@ -90,7 +104,10 @@ def load(
         "rope_tables": _rope_digest(kernels, model),
     }
     try:
-        decoder = _decoder(kernels, model, limit, found)
+        config = decoder_config(kernels, model, limit)
+        if int8:
+            config = msgspec.structs.replace(config, weights="int8", checksums=checksums)
+        decoder = kernels.Decoder(config, found)
     except kernels.KernelError as error:
         if expect is not None:  # the likelier story, and the one with both digests
             _verify(folder, expect, _complete(artefacts, found.digest()))
@@ -111,7 +128,7 @@ def load(
         template=template,
         eos_ids=frozenset(model.eos_ids if eos is None else eos),
         sampling=generation.sampling(),
-        stored=found.stored,
+        stored="int8" if int8 else found.stored,
         context=limit,
         artefacts=artefacts,
     )
@@ -234,37 +251,3 @@ def decoder_config(kernels: Any, model: Architecture, positions: int) -> Decoder
         **{name: getattr(model, name) for name in _SWITCHES},
     )
     return config
-
-
-def _decoder(kernels: Any, model: Architecture, positions: int, found: weights.Weights) -> Decoder:
-    if "ropes" not in kernels.DecoderConfig.__struct_fields__:
-        return _plain_decoder(kernels, model, positions, found)
-    decoder: Decoder = kernels.Decoder(decoder_config(kernels, model, positions), found)
-    return decoder
-
-
-def _plain_decoder(
-    kernels: Any,
-    model: Architecture,
-    positions: int,
-    found: weights.Weights,
-) -> Decoder:
-    # For kernels that do not have all switches yet.
-    names = [name for name in _SWITCHES if name in kernels.DecoderConfig.__struct_fields__]
-    given = {name: getattr(model, name) for name in names}
-    defaults_of = {field.name: field.default for field in msgspec.structs.fields(Architecture)}
-    for name in _SWITCHES:
-        absent = name not in names and name != "layer_ropes"
-        if absent and getattr(model, name) != defaults_of[name]:
-            raise NotCovered(CONFIG, name, f"{name} is not covered by these kernels.")
-    if model.qk_norm == "projection" or any(model.layer_ropes) or not model.ropes:
-        raise NotCovered(CONFIG, "qk_norm", "not covered by these kernels.")
-    given["qk_norm"] = model.qk_norm == "head"
-    config = kernels.DecoderConfig(
-        **given,
-        frequencies=tuple(_frequencies(kernels, model.ropes[0]).tolist()),
-        attention_factor=kernels.rope_attention_factor(model.ropes[0].scaling),
-        max_positions=positions,
-    )
-    decoder: Decoder = kernels.Decoder(config, found)
-    return decoder
