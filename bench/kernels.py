@@ -42,7 +42,7 @@ def main(*, quick: bool = False, threads: int = 2) -> Iterator[str]:
             for name, (outputs, inputs) in MATRICES.items():
                 if quick and "135M" in name:
                     continue
-                cells = _cells(kind, outputs, inputs, probes, 2 if quick else 5)
+                cells = _cells(kind, outputs, inputs, probes, 1 if quick else 3)
                 rows.append([f"{name}, {outputs} x {inputs}", *cells])
             headings = [kind, *(f"{count} rows" if count > 1 else "1 row" for count in ROWS)]
             yield "\n" + table(headings, rows)

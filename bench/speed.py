@@ -90,7 +90,7 @@ class _Comparison:
                     self._notes.append(f"{name}: {absent}")
             rows = self._rows()
             self._notes += self._own()
-            self._notes.append(self._agreement())
+            self._notes += [self._agreement(), self._versions()]
         self._notes.append(self._memory())
         headings = [
             "what",
@@ -127,7 +127,7 @@ class _Comparison:
             (f"prompt, {PROMPT} tokens", "prompt", {"tokens": PROMPT}, rounds, peak, operations),
         ]
         for calls in (8,) if few else (8, 32):
-            most = {"calls": calls, "tokens": 8 if few or calls > 8 or large else 24}
+            most = {"calls": calls, "tokens": 8 if few else 16 if calls > 8 or large else 24}
             measures.append((f"{calls} calls", "batch", most, 1 if few else 3, None, 0.0))
         return [self._row(*measure) for measure in measures]
 
@@ -143,11 +143,12 @@ class _Comparison:
         rates: dict[str, list[float]] = {name: [] for name in self._contenders}
         shares: dict[str, list[float]] = {name: [] for name in self._contenders}
         probed: list[float] = []
+        first = {"decode": 10, "prompt": 30}.get(command, 10 + arguments.get("calls", 0))
         for number in range(-1, rounds):
             for name, contender in self._contenders.items():
                 before = probe() if probe else None
                 try:
-                    rate = contender.ask(command, number=number + 2, **arguments)
+                    rate = contender.ask(command, number=first + number, **arguments)
                 except Absent as absent:
                     if number < 0:
                         self._notes.append(f"{name}, {title}: {absent}")
@@ -210,6 +211,12 @@ class _Comparison:
             f"memory: {found['bare']:.0f} MB before loading, {found['loaded']:.0f} after, at most "
             f"{found['most']:.0f}: {found['most'] - weights - cache:.0f} MB beyond weights "
             f"({weights:.0f}) and the cache of {calls} short calls ({cache:.0f})"
+        )
+
+    def _versions(self) -> str:
+        """Say what was measured."""
+        return "measured: " + ", ".join(
+            contender.ask("version") for contender in self._contenders.values()
         )
 
     def _agreement(self) -> str:

@@ -6,6 +6,7 @@ import os
 import time
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -48,6 +49,10 @@ class Eager:
         """Return the likeliest token after a prompt."""
         ids = torch.tensor([prompt(16, self._vocab, number)])
         return int(self._model(ids).logits[0, -1].argmax())
+
+    def version(self) -> str:
+        """Return what is measured."""
+        return f"transformers {transformers.__version__} (torch {torch.__version__})"
 
     @torch.inference_mode()
     def _decoded(self, prompts: list[list[int]], tokens: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 
+import llama_cpp
 from llama_cpp import llama_cpp as api
 
 from ..checkpoints import prompt
@@ -71,6 +72,10 @@ class Llama:
         self._forget()
         self._feed(prompt(16, self._vocab, number))
         return int(api.llama_sampler_sample(self._greedy, self._context, -1))
+
+    def version(self) -> str:
+        """Return what is measured."""
+        return f"llama-cpp-python {llama_cpp.__version__}"
 
     def _forget(self) -> None:
         api.llama_memory_clear(self._memory, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import statistics
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from isonomy.backends.local import Local
+from isonomy.kernels import info
 from isonomy.sdk import Message, Request, Sampling
 from isonomy.sdk.generation import Generation
 
@@ -123,6 +125,10 @@ class Ours:
         generation = self._generate(prompt(16, self._vocab, number), 1)
         assert generation.tokens is not None
         return generation.tokens.ids[0]
+
+    def version(self) -> str:
+        """Return what is measured."""
+        return f"Isonomy {importlib.metadata.version('isonomy')} ({info().isa})"
 
     def memory(self) -> dict[str, int]:
         """Return resident bytes: of the bare process, after loading, now, and the most ever."""

@@ -1,7 +1,7 @@
 """One pass over the recorded tokens, or token by token: the same verdict, at the same step.
 
 Every alteration of a record, at the first, a middle and the last step, of answers that ended in
-each of the four ways, is replayed in both modes.
+each of the five ways, is replayed in both modes.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def model(folder: Path, **changes: Any) -> Path:
     return write_checkpoint(folder, tiny_config(**changes))
 
 
-@pytest.fixture(scope="module", params=["length", "stop string", "end token", "context"])
+@pytest.fixture(scope="module", params=["length", "stop string", "end token", "context", "grammar"])
 def recording(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Recording]:
-    """An answer of some twelve steps, ended in one of the four ways."""
+    """An answer of some twelve steps, ended in one of the five ways."""
     folder = tmp_path_factory.mktemp("modes")
     path = model(folder / "model")
     plain = answer(path, max_tokens=STEPS)
@@ -85,12 +85,13 @@ def recording(
         sampling["stop"] = (plain.text[5:8],)
     elif request.param == "end token":
         write_json(path / "generation_config.json", {"eos_token_id": plain.tokens.ids[-1]})
-    else:
+    elif request.param == "context":
         options = {"context": len(plain.prompt_ids) + STEPS}
     backend = Watched(Local(path, **options))
     with Guard(backend, [], folder / "log") as guard:
         drawn = Sampling(temperature=0.9, seed=11, **sampling)
-        reply, call = calls.chat(guard, sampling=drawn)
+        form = {"type": "regex", "regex": "[a-z]{9,12}[.]"} if request.param == "grammar" else None
+        reply, call = calls.chat(guard, sampling=drawn, response_format=form)
         expected = "length" if request.param in ("length", "context") else "stop"
         assert reply.finish_reason == expected
         (event,) = call.events

@@ -58,7 +58,8 @@ class Decoder:
         check(library.iso_decoder_new(ctypes.byref(record), ctypes.byref(handle)))
         del kept
         self.handle = handle
-        weakref.finalize(self, library.iso_decoder_free, handle)
+        # Not at exit: a daemon thread may compute with it until the process is gone.
+        weakref.finalize(self, library.iso_decoder_free, handle).atexit = False
         self._load(weights)
         check(library.iso_decoder_ready(handle))
 

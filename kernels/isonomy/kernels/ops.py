@@ -185,7 +185,8 @@ class PackedLinear:
             )
         )
         self._handle = handle
-        weakref.finalize(self, library.iso_linear_free, handle)
+        # Not at exit: a daemon thread may compute with it until the process is gone.
+        weakref.finalize(self, library.iso_linear_free, handle).atexit = False
 
     def __call__(self, x: Floats) -> Floats:
         """`x[M, K]` to `[M, N]`.

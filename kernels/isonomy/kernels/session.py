@@ -63,7 +63,8 @@ class Session:
         self.capacity = capacity
         self.handle = _handle
         self._library, self._decoder = library, decoder
-        weakref.finalize(self, library.iso_session_free, _handle)
+        # Not at exit: a daemon thread may compute with it until the process is gone.
+        weakref.finalize(self, library.iso_session_free, _handle).atexit = False
 
     @property
     def length(self) -> int:

@@ -5,13 +5,17 @@ import random
 import re
 import sys
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from isonomy.backends.local import grammar, grammar_keys, packages, tokenizer
 from isonomy.backends.local.errors import UnusableFormat
 from isonomy.backends.local.shipped import FOLDER
+from isonomy.sdk.canonical import canonical
 from isonomy.sdk.errors import InputError, MissingExtra
 
 VOCAB = 1601  # the demo's tokenizer has 1536 ids; the rest is padding, and no multiple of 32
@@ -26,6 +30,17 @@ def tokens():
 @pytest.fixture(scope="module")
 def constraints(tokens):
     return grammar.Constraints(tokens, VOCAB, EOS)
+
+
+KEYWORDS = st.sampled_from(
+    sorted(
+        grammar_keys.ASSERTIONS
+        | grammar_keys.SCHEMA
+        | grammar_keys.SCHEMAS
+        | grammar_keys.NAMED_SCHEMAS - {"properties"}
+        | {"title", "not"}
+    )
+)
 
 
 def schema(value):
@@ -261,6 +276,33 @@ def test_a_schema_from_a_record_gives_the_same_grammar():
     one, other = grammar_keys.read(schema(asked)), grammar_keys.read(schema(recorded))
     assert one == other
     assert list(json.loads(one.source)["properties"]) == ["zeta", "alpha", "middle"]
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8"), max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=2), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(value=JSON, names=st.lists(st.sampled_from("abcde"), unique=True), keyword=KEYWORDS)
+def test_what_a_record_gives_back_is_read_the_same(value, names, keyword):
+    def reading(asked):
+        try:
+            return grammar_keys.read(asked)
+        except UnusableFormat as error:
+            return str(error)
+
+    properties = {name: {keyword: value} for name in reversed(names)}
+    asked = schema({"required": names, "properties": properties, keyword: value})
+    assert reading(msgspec.json.decode(canonical(asked))) == reading(asked)
 
 
 def test_special_added_and_padded_ids_are_never_admitted(constraints, tokens):

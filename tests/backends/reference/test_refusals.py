@@ -203,3 +203,22 @@ def test_weights_that_are_not_finite(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(reference.OpinionError, match=r"model\.layers\.1\.mlp\.up_proj \(Linear\)"):
         reference.logits(tmp_path, IDS)
+
+
+def test_a_torch_that_flushes_subnormal_numbers(tmp_path: Path) -> None:
+    random_model("llama").save_pretrained(tmp_path)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor can't flush them")
+    try:
+        with pytest.raises(reference.OpinionError, match="set_flush_denormal"):
+            reference.logits(tmp_path, IDS)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_inside_inference_mode(tmp_path: Path) -> None:
+    """There torch would hand over whole linears, which are not listed."""
+    random_model("llama").save_pretrained(tmp_path)
+    outside = reference.logits(tmp_path, IDS)
+    with torch.inference_mode():
+        assert reference.logits(tmp_path, IDS).tobytes() == outside.tobytes()

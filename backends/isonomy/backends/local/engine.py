@@ -113,12 +113,16 @@ class Engine:
         try:
             self._submit(call)
             while not self._deliver(sequence, follower, on_text):
-                if self._lead.claim(follower):
-                    self._drive(follower, lambda: sequence.finished or sequence.undelivered > 0)
-                else:
+                if not self._lead.claim(follower) or not self._drive(
+                    follower, lambda: sequence.finished or sequence.undelivered > 0
+                ):
                     follower.wait()
         finally:
-            self._leave(call, follower)
+            try:
+                self._leave(call, follower)
+            except BaseException:  # an interrupt: all others would wait for ever
+                self._leave(call, follower)
+                raise
         if sequence.error is not None:
             raise sequence.error
 
@@ -136,7 +140,7 @@ class Engine:
             try:
                 loop.call_soon_threadsafe(woken.set)
             except RuntimeError:  # the loop was closed, and nobody waits any more
-                sequence.given_up = True
+                self._forget(sequence)
 
         follower = Follower()
         call = Call(sequence, wake, coroutine=True)
@@ -146,7 +150,11 @@ class Engine:
                 await woken.wait()
                 woken.clear()
         finally:
-            self._leave(call, follower)
+            try:
+                self._leave(call, follower)
+            except BaseException:  # an interrupt: all others would wait for ever
+                self._leave(call, follower)
+                raise
         if sequence.error is not None:
             raise sequence.error
 
@@ -169,13 +177,7 @@ class Engine:
             self._arrivals.append(sequence)
             if call.coroutine:
                 self._coroutines.add(sequence)
-                if self._pump is None:
-                    follower = Follower()
-                    threading.Thread(
-                        target=self._drive_for_coroutines, args=(follower,), name=BACKEND
-                    ).start()
-                    self._pump = follower
-            self._lead.changed()
+            self._changed()
 
     def _deliver(
         self, sequence: Running, follower: Follower, on_text: Callable[[str], None] | None
@@ -195,35 +197,75 @@ class Engine:
                 sequence.delivered += 1
                 on_text(piece)
             if parked:
-                self._lead.changed()
+                self._changed()
         return finished
 
     def _leave(self, call: Call, follower: Follower) -> None:
-        sequence = call.sequence
-        sequence.given_up = True
         with self._lead.mutex:
-            self._calls.pop(sequence, None)
-            self._coroutines.discard(sequence)
-            if self._pump is not None and not self._coroutines:
-                self._pump.wake()
-            self._lead.changes += 1
+            self._forget(call.sequence)
             self._lead.release(follower)
+            self._changed()
             if not self._lead.claim(follower, queue=False):
                 return  # whoever leads sweeps before his next step, or after his last
         self._let_go(follower)
 
+    def _forget(self, sequence: Running) -> None:
+        sequence.given_up = True
+        with self._lead.mutex:
+            self._calls.pop(sequence, None)
+            self._coroutines.discard(sequence)
+
+    def _changed(self) -> None:
+        """Let whoever drives look for work again; coroutines get a thread that drives for them."""
+        with self._lead.mutex:
+            self._lead.changed()
+            if self._coroutines and self._pump is None:
+                follower = Follower()
+                drive = self._drive_for_coroutines
+                threading.Thread(target=drive, args=(follower,), name=BACKEND).start()
+                self._pump = follower
+
     # Driving
 
-    def _drive(self, follower: Follower, until: Callable[[], bool]) -> None:
-        """Lead until there is something else to do, or nothing at all."""
+    def _drive(self, follower: Follower, until: Callable[[], bool]) -> bool:
+        """Lead until there is something else to do; false: nothing at all, wait for a change."""
         try:
             while not until() and not self._lead.wanted:
                 seen = self._lead.changes
                 if not self._step() and self._lead.rest(follower, seen):
-                    follower.wait()
-                    return
+                    return False
         finally:
-            self._let_go(follower)
+            if self._lead.is_led_by(follower):
+                self._let_go(follower)
+        return True
+
+    def _drive_for_coroutines(self, follower: Follower) -> None:
+        """Drive until no coroutine waits, or there is nothing to do before something changes."""
+        try:
+            while True:
+                with self._lead.mutex:
+                    if not self._coroutines:
+                        self._stop_pump(follower)
+                        return
+                if not self._lead.claim(follower):
+                    follower.wait()
+                elif not self._drive(follower, lambda: not self._coroutines):
+                    with self._lead.mutex:
+                        if self._lead.rests(follower):  # else it was woken in the meantime
+                            self._stop_pump(follower)
+                            return
+        except BaseException as error:
+            message = f"the engine failed: {error!r}. Please report it."
+            with self._lead.mutex:
+                self._stop_pump(follower)
+                for sequence in list(self._coroutines):
+                    self._fail(sequence, BackendError(message, backend=BACKEND))
+            raise
+
+    def _stop_pump(self, follower: Follower) -> None:
+        if self._pump is follower:  # in a forked child it is not
+            self._pump = None
+        self._lead.release(follower)
 
     def _let_go(self, follower: Follower) -> None:
         """Lead and wait no longer, and leave nobody in who is over."""
@@ -234,19 +276,6 @@ class Engine:
                 if seen == self._lead.changes:
                     self._lead.release(follower)
         self._lead.release(follower)
-
-    def _drive_for_coroutines(self, follower: Follower) -> None:
-        while True:
-            with self._lead.mutex:
-                if not self._coroutines:
-                    if self._pump is follower:
-                        self._pump = None
-                    self._lead.release(follower)
-                    return
-            if self._lead.claim(follower):
-                self._drive(follower, lambda: not self._coroutines)
-            else:
-                follower.wait()
 
     def _step(self) -> bool:
         """Compute one pass for everybody; false when there is nothing to compute."""
@@ -283,7 +312,7 @@ class Engine:
             rest = sequence.rest
             certain = sequence.draft is not None and sequence.draft.certain
             if rest > 1:
-                if rest > LEAST and self._catch_up(sequence, reading):
+                if rest > LEAST and not sequence.cold and self._catch_up(sequence, reading):
                     continue
                 known = min(sequence.rest, rows)
                 if not known:
@@ -331,7 +360,7 @@ class Engine:
         return False
 
     def _compute(self, works: list[Work]) -> list[kernels.StepsResult | kernels.KernelError]:
-        """Compute one pass; where it fails as a whole, each alone, so that one fails for himself."""
+        """Compute one pass; where it fails as a whole, each alone: each fails for himself."""
         items = [work.item for work in works]
         try:
             return self._decoder.step(items)

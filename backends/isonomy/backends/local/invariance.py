@@ -255,9 +255,8 @@ class Subject:
         return "every layer agrees, and the final norm or the output layer differs"
 
     def _take(self, session: Session, tokens: Sequence[int], **options: Any) -> Any:
-        (step,) = self.decoder.step(
-            [self._kernels.StepItem(session, tokens, params=self.params, **options)]
-        )
+        given = self._kernels.StepItem(session, tokens, params=self.params, **options)
+        step: Any = self.decoder.step([given])[0]
         if isinstance(step, self._kernels.KernelError):
             raise step
         return step

@@ -48,6 +48,14 @@ def _linear(np: Any, kernels: Any) -> bytes:
     return found
 
 
+def _int8(np: Any, kernels: Any) -> bytes:
+    found = b""
+    for rows, inputs, outputs in ((1, 300, 67), (7, 513, 70), (40, 96, 33)):
+        weights = kernels.PackedLinear(_numbers(np, outputs, inputs), storage="int8")
+        found += kernels.linear(_numbers(np, rows, inputs), weights).tobytes()
+    return found
+
+
 def _rows(np: Any, kernels: Any) -> bytes:
     found = b""
     for width in (1, 31, 32, 65, 300, 4097):
@@ -79,6 +87,7 @@ OPERATIONS: Final[dict[str, Callable[[Any, Any], bytes]]] = {
     **{name: _function(name) for name in ("exp", "log", "tanh", "erf")},
     **{name: _function(name) for name in ("silu", "gelu_erf", "gelu_tanh")},
     "linear": _linear,
+    "linear, int8": _int8,
     "norms and softmax": _rows,
     "sampling": _sampling,
 }
@@ -91,6 +100,7 @@ DIGESTS: Final[dict[str, str]] = {
     "gelu_erf": "280ec3784ca46f69b2272286b812a0df",
     "gelu_tanh": "37d5b355bcb8a9856c3b3c4a6ff04eea",
     "linear": "18d085d6eff7dfaff2bf7208564ddcec",
+    "linear, int8": "126393c7d050ee778859d3704f5d1a11",
     "norms and softmax": "2b9034939fca160efdd5c1b3257d911d",
     "sampling": "a9f836dea753b2f987900419b89a4b47",
 }

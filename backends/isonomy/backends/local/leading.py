@@ -87,6 +87,10 @@ class Lead:
             self._waiting[follower] = None
             return True
 
+    def rests(self, follower: Follower) -> bool:
+        """Whether this follower waits and was not woken."""
+        return follower in self._waiting
+
     def release(self, follower: Follower) -> None:
         """Lead and wait no longer; if nobody leads now, whoever waits longest gets his turn."""
         with self.mutex:

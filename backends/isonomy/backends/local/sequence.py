@@ -135,7 +135,7 @@ class Running:
         cold: bool = False,
     ) -> None:
         assert sampling.max_tokens is not None  # resolved
-        self.budget = min(sampling.max_tokens, context - len(prompt))
+        self.budget = budget = min(sampling.max_tokens, context - len(prompt))
         self.capacity = len(prompt) + self.budget
         self.parameters = parameters(sampling)
         self.prompted = len(prompt)
@@ -145,13 +145,17 @@ class Running:
         self.fed = 0
         self.session: kernels.Session | None = None
         self.steps: list[Step] = []
-        self._blank = lambda: Answer(
-            decode=decode,
-            stops=sampling.stop,
-            eos_ids=eos_ids,
-            budget=self.budget,
-            constraint=None if constraint is None else constraint.copy(),
-        )
+
+        def blank() -> Answer:
+            return Answer(
+                decode=decode,
+                stops=sampling.stop,
+                eos_ids=eos_ids,
+                budget=budget,
+                constraint=None if constraint is None else constraint.copy(),
+            )
+
+        self._blank = blank
         self.answer = self._blank()
         self._eos_ids = eos_ids
         self._vocab = vocab

@@ -195,7 +195,7 @@ def _layer_norm(
     if len(shape) != 1 or weight is None or bias is None:
         raise _Refused("covered over one dimension, with weight and bias")
     # The statistics are for gradients; whoever used them here would end up with NaN.
-    unused = torch.full((*x.shape[:-1], 1), float("nan"))
+    unused = x.new_full((*x.shape[:-1], 1), float("nan"))
     return operators.layer_norm(x, weight, bias, eps), unused, unused.clone()
 
 

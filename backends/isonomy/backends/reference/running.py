@@ -33,9 +33,15 @@ def opinion(
     folder: str | Path, ids: npt.ArrayLike, *, weights: Literal["int8"] | None = None
 ) -> Opinion:
     """See `isonomy.backends.reference.opinion`."""
+    if not torch.full((1,), 1e-40).mul(0.5).any():
+        raise OpinionError(
+            "torch is set to flush subnormal numbers to 0, which changes bits. Call "
+            "torch.set_flush_denormal(False) first.",
+            backend=BACKEND,
+        )
     model = _load(Path(folder))
     tokens = torch.from_numpy(_tokens(ids, model.config))
-    with _watched(model) as watch, torch.no_grad():
+    with _watched(model) as watch, torch.inference_mode(False), torch.no_grad():
         instead = int8.kernels_for(model, watch.running) if weights == "int8" else {}
         canonical = Canonical(lambda: watch.running[-1], instead)
         try:
