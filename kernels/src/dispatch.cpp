@@ -25,6 +25,12 @@ void fill_linear_int8(Kernels&);
 }
 #endif
 
+#if defined(ISO_HAVE_NEON_PATH)
+namespace neon {
+void fill(Kernels&);
+}
+#endif
+
 namespace {
 
 struct Path {
@@ -58,6 +64,9 @@ Path paths[] = {  // best last
     {"avx2", avx2::fill, has_avx2, {}},
     {"avx512", avx512::fill, has_avx512, {}},
     {"avx512vnni", fill_vnni, has_vnni, {}},
+#endif
+#if defined(ISO_HAVE_NEON_PATH)
+    {"neon", neon::fill, always, {}},
 #endif
 };
 

@@ -102,7 +102,30 @@ static inline Sums dot(Sums c, Spread x, Sums w) {
     return _mm_add_epi32(c, _mm_add_epi32(even, odd));
 }
 
-#else  // any processor: a path of its own (NEON has sdot) fills these seven
+#elif defined(ISO_NEON)  // by widening products; sdot is not in every processor
+
+typedef int32x4_t Sums;
+struct Spread {
+    int8x8_t x;  // the four, twice
+};
+enum { INT8_LANES = 4, INT8_ROWS = 8, INT8_VECTORS = 2, FLIP = 0 };
+static inline Sums no_sums() { return vdupq_n_s32(0); }
+static inline Sums load_sums(const void* p) { return vreinterpretq_s32_s8(vld1q_s8(static_cast<const int8_t*>(p))); }
+static inline void store_sums(int32_t* p, Sums v) { vst1q_s32(p, v); }
+static inline Sums add_sums(Sums a, Sums b) { return vaddq_s32(a, b); }
+static inline Spread spread(const uint8_t* four) {
+    int32_t word;
+    memcpy(&word, four, 4);
+    return {vreinterpret_s8_s32(vdup_n_s32(word))};
+}
+static inline Sums dot(Sums c, Spread x, Sums w) {
+    const int8x16_t bytes = vreinterpretq_s8_s32(w);
+    const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(bytes), x.x));
+    const int32x4_t high = vpaddlq_s16(vmull_s8(vget_high_s8(bytes), x.x));
+    return vaddq_s32(c, vpaddq_s32(low, high));
+}
+
+#else  // any processor: a path of its own fills these seven
 
 struct Sums {
     int32_t lane[4];

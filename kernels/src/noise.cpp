@@ -53,54 +53,92 @@ void philox(uint64_t key, const uint32_t counter[4], uint32_t out[4]) {
     philox_rounds(key, out);
 }
 
-// The greatest noise: u <= 1 - 2^-24, so g <= -log(-log(1 - 2^-24)) < 16.64.
-constexpr float GREATEST_NOISE = 16.64f;
+// Words of CHUNK / 4 neighbouring counters: words[w][i] belongs to id 4 (group + i) + w.
+enum : size_t { CHUNK = 256 };
 
-// ids ascend (null: 0, 1, 2 ...). Candidates that could not win with the greatest noise are passed over: rounding is monotonic, so
-// x + GREATEST_NOISE < best implies x + g < best.
-size_t noisy_argmax(const float* x, const int32_t* ids, size_t count, const NoiseKey& key) {
-    constexpr size_t CHUNK = 256;
-    float u[CHUNK];
-    size_t chosen[CHUNK], best = 0;
-    bool any = false;
-    float best_value = 0.0f;
-    uint32_t group = 0, words[4] = {0, 0, 0, 0};
-    bool have_group = false;
-    size_t next = 0;
-    const size_t start = argmax(x, count);  // a high value first makes the pruning effective
-    bool started = false;
-    while (next < count || !started) {
-        size_t n = 0;
-        if (!started) {
-            chosen[n++] = start;
-            started = true;
-        } else {
-            for (; next < count && n < CHUNK; ++next)
-                if (!(x[next] + GREATEST_NOISE < best_value)) chosen[n++] = next;
+void philox_chunk(const NoiseKey& key, uint32_t group, uint32_t words[4][CHUNK / 4]) {
+    uint32_t* const c0 = words[0];
+    uint32_t* const c1 = words[1];
+    uint32_t* const c2 = words[2];
+    uint32_t* const c3 = words[3];
+    for (uint32_t i = 0; i < CHUNK / 4; ++i) c0[i] = group + i, c1[i] = key.position, c2[i] = key.candidate, c3[i] = 0;
+    uint32_t k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+        for (size_t i = 0; i < CHUNK / 4; ++i) {
+            const uint64_t a = uint64_t(0xD2511F53u) * c0[i], b = uint64_t(0xCD9E8D57u) * c2[i];
+            const uint32_t next0 = uint32_t(b >> 32) ^ c1[i] ^ k0, next2 = uint32_t(a >> 32) ^ c3[i] ^ k1;
+            c0[i] = next0, c1[i] = uint32_t(b), c2[i] = next2, c3[i] = uint32_t(a);
         }
-        for (size_t j = 0; j < n; ++j) {
-            const uint32_t id = ids ? uint32_t(ids[chosen[j]]) : uint32_t(chosen[j]);
-            if (!have_group || group != id >> 2) {
-                group = id >> 2;
-                have_group = true;
-                words[0] = group, words[1] = key.position, words[2] = key.candidate, words[3] = 0;
-                philox_rounds(key.seed, words);
-            }
-            u[j] = (float(words[id & 3] >> 9) + 0.5f) * 0x1p-23f;
-        }
-        log_array(u, u, n);
-        for (size_t j = 0; j < n; ++j) u[j] = -u[j];
-        log_array(u, u, n);
-        for (size_t j = 0; j < n; ++j) {
-            const float value = x[chosen[j]] + -u[j];
-            if (!any || value > best_value || (value == best_value && chosen[j] < best)) {
-                any = true;
-                best_value = value;
-                best = chosen[j];
-            }
-        }
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
-    return best;
+}
+
+constexpr uint32_t STEPS = 1u << 23;  // values of w >> 9
+
+float uniform_of(uint32_t step) { return (float(step) + 0.5f) * 0x1p-23f; }
+float noise_of(uint32_t step) { return -cr_log(-cr_log(uniform_of(step))); }
+
+// Correctly rounded functions and sums are monotonic: where x <= top and step <= limit, x + noise <= top + noise_of(limit).
+// The greatest limit for which that is less than `best`, or nearly; STEPS where no step reaches it, or -1 where any may.
+int64_t harmless(float top, float best) {
+    if (top + noise_of(STEPS - 1) < best) return STEPS;
+    const float chance = cr_exp(-cr_exp(top - best)) * (1.0f - 0x1p-20f);  // of less noise than best - top
+    const float scaled = chance * float(STEPS) - 1.0f;
+    if (!(scaled > 0.0f)) return -1;
+    const uint32_t limit = scaled < float(STEPS - 1) ? uint32_t(scaled) : STEPS - 1;
+    return top + noise_of(limit) < best ? int64_t(limit) : -1;
+}
+
+struct Best {
+    float value;
+    size_t index;
+    void offer(float v, size_t i) {
+        if (v > value || (v == value && i < index)) value = v, index = i;
+    }
+};
+
+// The step of one id; neighbours share a counter.
+struct Steps {
+    const NoiseKey& key;
+    uint32_t group = 0, words[4] = {0, 0, 0, 0};
+    bool any = false;
+    uint32_t of(uint32_t id) {
+        if (!any || group != id >> 2) {
+            any = true;
+            group = id >> 2;
+            words[0] = group, words[1] = key.position, words[2] = key.candidate, words[3] = 0;
+            philox_rounds(key.seed, words);
+        }
+        return words[id & 3] >> 9;
+    }
+};
+
+// ids ascend (null: 0, 1, 2 ...). A high value first, so that most others are seen to be harmless.
+size_t noisy_argmax(const float* x, const int32_t* ids, size_t count, const NoiseKey& key) {
+    Steps steps{key};
+    const size_t start = argmax(x, count);
+    Best best{x[start] + noise_of(steps.of(ids ? uint32_t(ids[start]) : uint32_t(start))), start};
+    for (size_t i = 0; i < count; i += CHUNK) {
+        const size_t n = least(CHUNK, count - i);
+        const int64_t limit = harmless(maximum(x + i, n), best.value);
+        if (limit >= int64_t(STEPS)) continue;
+        if (ids) {
+            for (size_t j = i; j < i + n; ++j) {
+                const uint32_t step = steps.of(uint32_t(ids[j]));
+                if (int64_t(step) > limit) best.offer(x[j] + noise_of(step), j);
+            }
+            continue;
+        }
+        alignas(64) uint32_t words[4][CHUNK / 4];
+        philox_chunk(key, uint32_t(i / 4), words);
+        for (size_t w = 0; w < 4; ++w)
+            for (size_t g = 0; g < CHUNK / 4; ++g) {
+                const size_t j = 4 * g + w;
+                if (int64_t(words[w][g] >> 9) > limit && j < n) best.offer(x[i + j] + noise_of(words[w][g] >> 9), i + j);
+            }
+    }
+    return best.index;
 }
 
 }  // namespace

@@ -12,6 +12,8 @@
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
+#elif defined(ISO_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace iso::ISO_NS {
@@ -43,6 +45,16 @@ static inline V load(const bf16* p) {
 }
 static inline void store(float* p, V v) { _mm256_storeu_ps(p, v); }
 static inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+
+#elif defined(ISO_NEON)  // every 64-bit ARM processor: 32 registers of 4 lanes
+
+typedef float32x4_t V;
+enum { LANES = 4, TILE_ROWS = 12 };
+static inline V broadcast(float x) { return vdupq_n_f32(x); }
+static inline V load(const float* p) { return vld1q_f32(p); }
+static inline V load(const bf16* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+static inline void store(float* p, V v) { vst1q_f32(p, v); }
+static inline V fma(V a, V b, V c) { return vfmaq_f32(c, a, b); }
 
 #else  // the baseline: 4 lanes, fma by binary64
 
@@ -139,6 +151,13 @@ static inline void transpose4(const float* from, size_t stride, float* to, size_
     _MM_TRANSPOSE4_PS(a, b, c, d);
     _mm_storeu_ps(to, a), _mm_storeu_ps(to + to_stride, b), _mm_storeu_ps(to + 2 * to_stride, c),
         _mm_storeu_ps(to + 3 * to_stride, d);
+#elif defined(ISO_NEON)
+    const float32x4x2_t ab = vtrnq_f32(vld1q_f32(from), vld1q_f32(from + stride));
+    const float32x4x2_t cd = vtrnq_f32(vld1q_f32(from + 2 * stride), vld1q_f32(from + 3 * stride));
+    for (int j = 0; j < 2; ++j) {
+        vst1q_f32(to + j * to_stride, vcombine_f32(vget_low_f32(ab.val[j]), vget_low_f32(cd.val[j])));
+        vst1q_f32(to + (j + 2) * to_stride, vcombine_f32(vget_high_f32(ab.val[j]), vget_high_f32(cd.val[j])));
+    }
 #else
     for (int j = 0; j < 4; ++j)
         for (int i = 0; i < 4; ++i) to[j * to_stride + i] = from[i * stride + j];

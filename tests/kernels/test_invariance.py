@@ -176,6 +176,8 @@ def test_elementwise_on_every_path() -> None:
         (300, 4, 4, 16, 40, 0.0),
         (513, 14, 2, 32, 256, 0.0),
         (70, 3, 1, 260, 33, 5.0),
+        (1100, 6, 2, 24, 0, 0.0),  # single rows: a task a block of keys
+        (1300, 4, 1, 40, 700, 20.0),
     ],
 )
 def test_attention_on_every_path(

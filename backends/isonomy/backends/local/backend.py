@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 CACHE_BYTES = 2 << 30
 """Memory for caches where nobody says otherwise and no sequence can need more."""
 
+PROMPT_CHUNK = 512
+"""Tokens of prompts in one step: enough to be as quick as in one piece, and soon over."""
+
 LONG = 20_000
 """Characters of messages from which a coroutine has them read by a thread, as it takes a while."""
 
@@ -66,7 +69,8 @@ class Local:
         seed: See `temperature`.
         stop: See `temperature`.
         prompt_chunk: Most tokens of prompts that are read in one step, beside the answers that are
-            being written. As with all options down to `trace_layers`, it never changes a bit.
+            being written; `None`: 512. As all options down to `trace_layers`, it never changes a
+            bit.
         cache_bytes: Memory for the key-value caches of all requests, the prefix cache included.
             `None`: 2 GiB, or what one sequence of full length needs.
         prefix_cache_bytes: How much of it may hold what was computed of requests that have ended.
@@ -107,7 +111,7 @@ class Local:
         max_tokens: int | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
-        prompt_chunk: int = 512,
+        prompt_chunk: int | None = None,
         cache_bytes: int | None = None,
         prefix_cache_bytes: int | None = None,
         max_concurrent: int = 32,
@@ -177,7 +181,7 @@ class Local:
         )
         self._lookup = draft == "lookup"
         self._draft = None if draft is None or self._lookup else _draft(draft, loaded)
-        self._chunk = prompt_chunk
+        self._chunk = PROMPT_CHUNK if prompt_chunk is None else prompt_chunk
         self._trace_layers = trace_layers
         self._clock = clock
         self._identity: Identity | None = None
@@ -188,7 +192,7 @@ class Local:
             prefix_cache_bytes=prefix_cache_bytes,
             max_running=max_concurrent,
             max_waiting=max_waiting,
-            prompt_chunk=prompt_chunk,
+            prompt_chunk=self._chunk,
             clock=clock,
         )
 
