@@ -100,6 +100,21 @@ def arrange(model: Architecture) -> layout.Layout:
     )
 
 
+def examine(folder: Path, out: Path) -> bytes:
+    """Return the bytes of a checkpoint's ``config.json``, if `prepare` could begin.
+
+    Raises:
+        InputError: `out` exists, or the checkpoint is int8 already.
+        ModelError: it is not a checkpoint.
+    """
+    data = _config(folder)
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists, and nothing is overwritten. Give another folder.")
+    if is_prepared(data, folder / CONFIG):
+        raise InputError(f"{folder} has int8 weights already. Use it as it is.")
+    return data
+
+
 def prepare(
     folder: Path, out: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> Prepared:
@@ -117,11 +132,7 @@ def prepare(
         OSError: the new folder can't be written; nothing of it is left.
     """
     packages.require()
-    data = _config(folder)
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists, and nothing is overwritten. Give another folder.")
-    if is_prepared(data, folder / CONFIG):
-        raise InputError(f"{folder} has int8 weights already. Use it as it is.")
+    data = examine(folder, out)
     model = architecture(data, folder / CONFIG)
     listing = weights.listing(folder)
     found = weights.find(folder, listing, layout.arrange(model, listing))

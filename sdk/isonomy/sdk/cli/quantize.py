@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 @click.command("quantize")
 @click.argument("model", callback=some)
 @click.argument("out", callback=some)
-@click.option(
-    "--text", "file", callback=some, help="A UTF-8 text to compare on; else a short one."
-)
+@click.option("--text", "file", callback=some, help="A UTF-8 text to compare on; else a short one.")
 @click.option("--no-perplexity", is_flag=True, help="Only write the checkpoint.")
 @json_option
 def quantize_command(
@@ -40,6 +38,8 @@ def quantize_command(
     folder = shipped.FOLDER if demo else Path(name).expanduser()
     text = "" if no_perplexity else read_text(file) if file else samples.text(demo=demo)
     target = Path(out).expanduser()
+    quantised.examine(folder, target)  # before the work
+    before = None if no_perplexity else _scored("local:" + name, text)
     try:
         with bar("quantising") as progress:
             prepared = quantised.prepare(folder, target, progress=progress)
@@ -47,7 +47,7 @@ def quantize_command(
         raise ConfigError(f"{target} can't be written: {quantised.describe(error)}") from error
     with opened(f"local:{target}") as after:
         digest = after.identity().artefacts["model"]
-        found = [] if no_perplexity else [_scored("local:" + name, text), after.perplexity(text)]
+        found = [] if before is None else [before, after.perplexity(text)]
     if as_json:
         write_json(_value(prepared, digest, found))
     else:
