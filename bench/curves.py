@@ -44,7 +44,7 @@ def _calls(ours: Contender, quick: bool) -> str:
     rows = []
     alone: float | None = None
     for number, calls in enumerate(CALLS[:5] if quick else CALLS):
-        tokens = max(4, 32 // calls)
+        tokens = max(16, 32 // calls)
         try:
             rate = median(
                 [

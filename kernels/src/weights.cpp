@@ -158,18 +158,33 @@ void run_linear(const Packed& w, const float* x, size_t rows, size_t n, Buffer<f
     if (w.storage() == ISO_INT8) return run_int8(w, x, rows, n, scratch, epilogue, activation, y, y_stride);
     const Kernels& k = kernels();
     LinearCall call{x, rows, w.k(), n, w.data(), w.storage(), w.bias(), y, y_stride, epilogue, activation};
+    const size_t tile = k.tile_rows, tiles = (rows + tile - 1) / tile;
     if (rows > 1) {
         at_least(scratch, rows * w.k());
-        const size_t tile = k.tile_rows;
-        parallel((rows + tile - 1) / tile, [&](size_t i) {
+        parallel(tiles, [&](size_t i) {
             const size_t m = i * tile;
             k.pack_rows(x + m * w.k(), w.k(), rows - m < tile ? rows - m : tile, w.k(), scratch.data() + m * w.k());
         });
         call.x = scratch.data();
     }
     const size_t panels = panels_of(n), panel_bytes = PANEL * w.k() * (w.storage() == ISO_F32 ? 4 : 2);
-    const size_t grain = 1 + (size_t(1) << 15) / (panel_bytes * rows);  // microseconds of work
-    parallel(panels, grain, MAX_THREADS, [&](size_t panel, int) { k.linear_panel(call, panel); });
+    const size_t turns = size_t(pool_threads()) * 4, most_parts = tiles / 4 ? tiles / 4 : 1;
+    const size_t wanted_parts = (turns + panels - 1) / panels, parts = wanted_parts < most_parts ? wanted_parts : most_parts;
+    if (parts == 1) {
+        const size_t grain = 1 + (size_t(1) << 15) / (panel_bytes * rows);  // microseconds of work
+        return parallel(panels, grain, MAX_THREADS, [&](size_t panel, int) { k.linear_panel(call, panel); });
+    }
+    // Fewer panels than busy threads: the rows are cut, too.
+    const size_t part_rows = (tiles + parts - 1) / parts * tile;
+    parallel(panels * parts, [&](size_t task) {
+        const size_t m = task % parts * part_rows;
+        if (m >= rows) return;
+        LinearCall part = call;
+        part.x = call.x + m * w.k();
+        part.y = call.y + m * y_stride;
+        part.rows = rows - m < part_rows ? rows - m : part_rows;
+        k.linear_panel(part, task / parts);
+    });
 }
 
 }  // namespace iso

@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 
-from isonomy.backends.local.config import FAMILIES
-
-kernels = pytest.importorskip("isonomy.kernels")
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -222,13 +219,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-_SWITCHES = "ropes" in kernels.DecoderConfig.__struct_fields__
-COVERED = [
-    name
-    for name, (family, _) in CASES.items()
-    if family in FAMILIES and (_SWITCHES or family in ("llama", "mistral", "qwen2", "qwen3"))
-]
-"""The cases that the engine covers."""
 
 
 def random_model(name: str, *, bf16: bool = False) -> Any:

@@ -150,7 +150,7 @@ def _all(pairs: Sequence[tuple[Generated, Generated]], backend: Retracer) -> Dep
     traced = False
     for old, new in pairs:
         trace = old.generation.tokens
-        if trace is None or not trace.layers:
+        if trace is None or not trace.layers or not trace.ids:
             continue
         traced = True
         found = _with_record(old, new, len(trace.ids) - 1, trace, backend)

@@ -8,7 +8,7 @@ import sys
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
@@ -292,6 +292,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None, max_examples=300)
 @given(value=JSON, names=st.lists(st.sampled_from("abcde"), unique=True), keyword=KEYWORDS)
 def test_what_a_record_gives_back_is_read_the_same(value, names, keyword):
     def reading(asked):

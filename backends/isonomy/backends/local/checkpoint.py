@@ -198,46 +198,10 @@ def _rope_digest(kernels: Any, model: Architecture) -> str:
     return "blake3:" + str(hasher.hexdigest())
 
 
-_SWITCHES = (
-    "vocab",
-    "hidden",
-    "layers",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "intermediate",
-    "rms_eps",
-    "activation",
-    "tied",
-    "windows",
-    "layer_ropes",
-    "positions",
-    "qkv_bias",
-    "o_bias",
-    "mlp_bias",
-    "norm",
-    "norm_offset",
-    "pre_norm",
-    "post_norm",
-    "qk_norm",
-    "scale",
-    "gated",
-    "experts",
-    "experts_per_token",
-    "expert_intermediate",
-    "normalise_experts",
-    "sparse_layers",
-    "embedding_multiplier",
-    "residual_multiplier",
-    "logit_divisor",
-    "attention_softcap",
-    "logit_softcap",
-)
-"""What an architecture and a decoder's configuration have under the same name."""
-
-
 def decoder_config(kernels: Any, model: Architecture, positions: int) -> DecoderConfig:
     """Return what the kernels need to know of a model, for sequences of up to `positions`."""
+    own = {"ropes", "max_positions"}
+    shared = set(model.__struct_fields__) & set(kernels.DecoderConfig.__struct_fields__) - own
     config: DecoderConfig = kernels.DecoderConfig(
         ropes=tuple(
             kernels.Rope(
@@ -248,6 +212,6 @@ def decoder_config(kernels: Any, model: Architecture, positions: int) -> Decoder
         ),
         # A learned table is loaded whole, however little of it will be used.
         max_positions=model.max_positions if model.positions == "learned" else positions,
-        **{name: getattr(model, name) for name in _SWITCHES},
+        **{name: getattr(model, name) for name in shared},
     )
     return config

@@ -288,12 +288,13 @@ class Engine:
         if works:
             results = self._compute(works)
             after = self._clock()
+            self._outside += before - began
             for fault in faults.report():
                 for work in works:
                     work.sequence.faults.append(fault)
             for work, result in zip(works, results, strict=True):
                 self._take(work, result, after, len(works))
-            self._outside += before - began + self._clock() - after
+            self._outside += self._clock() - after
         self._torn = False
         return bool(works)
 

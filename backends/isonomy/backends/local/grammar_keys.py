@@ -166,7 +166,7 @@ def _subschema(schema: Any, where: str, depth: int) -> Any:
     if isinstance(schema, bool):
         return schema
     if not isinstance(schema, Mapping):
-        raise _refuse(where, "", f"a schema is an object or a boolean, not {schema!r:.60}")
+        raise _refuse(where, "", f"a schema is an object or a boolean, not {type(schema).__name__}")
     if depth > MOST_DEPTH:
         raise _refuse(where[:80] + "...", "", f"nested deeper than {MOST_DEPTH} levels")
     own: dict[str, Any] = {}

@@ -248,7 +248,7 @@ class _Matrix:
 
     def _again(self) -> list[Case]:
         way = self.subject.in_pieces([self.subject.rows])
-        return [self._way(f"time {number}", way) for number in range(2, 4 if self._quick else 12)]
+        return [self._way(f"time {number}", way) for number in range(2, 4 if self._quick else 6)]
 
     def _decode(self) -> list[Case]:
         return [self._way("token by token", self.subject.decoding())]
