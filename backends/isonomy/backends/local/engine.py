@@ -27,8 +27,9 @@ from collections.abc import Callable
 from isonomy import kernels
 from isonomy.sdk.errors import BackendError, IsonomyError
 
+from . import faults
 from .drafts import Pace
-from .errors import BACKEND, NonFinite, Overloaded, TooLarge
+from .errors import BACKEND, Corrupt, NonFinite, Overloaded, TooLarge
 from .leading import Follower, Lead
 from .prefix import LEAST, PrefixCache, common
 from .sequence import Running, Work
@@ -288,6 +289,9 @@ class Engine:
             results = self._compute(works)
             after = self._clock()
             self._outside += before - began
+            for fault in faults.report():
+                for work in works:
+                    work.sequence.faults.append(fault)
             for work, result in zip(works, results, strict=True):
                 self._take(work, result, after, len(works))
             self._outside += self._clock() - after
@@ -409,6 +413,8 @@ class Engine:
             self._prefixes.shrink(0)
         elif isinstance(error, kernels.NonFiniteError):
             sequence.error = NonFinite(error.layer, error.where, str(error))
+        elif isinstance(error, kernels.CorruptionError):
+            sequence.error = Corrupt(str(error))
         else:
             sequence.error = BackendError(
                 f"the kernels could not take this step: {error}. Where memory is short, lower "
