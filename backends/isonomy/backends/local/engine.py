@@ -482,7 +482,7 @@ class Engine:
         self._torn = True
 
     def _put_aside(self, sequence: Running) -> None:
-        """Take a sequence's session away; unless it failed, the prefix cache keeps what is known."""
+        """Take a session away; unless its sequence failed, the prefix cache keeps it."""
         session, sequence.session = sequence.session, None
         if session is None:
             return
