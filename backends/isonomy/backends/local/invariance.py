@@ -70,6 +70,8 @@ class Subject:
         self.rows = len(self.ids) - 1
         self.digests = self.in_pieces([self.rows])(False).digests
         self.drawn = tuple(drawn)
+        self.faults: list[str] = []
+        """Int8 linears whose checksum failed; they were computed again, so nothing else shows."""
 
     def some(self, count: int) -> list[int]:
         """Return random ids."""
@@ -216,6 +218,7 @@ class Subject:
         """
         with forcing.explained():
             found = way(False)
+            self.faults += [fault.linear for fault in self._kernels.faults()]
             row = self._first(found)
             if row is not None:
                 return f"row {row}: {self._where(way, row)}"
