@@ -14,7 +14,6 @@ import pytest
 
 from isonomy.backends.local.config import FAMILIES
 
-kernels = pytest.importorskip("isonomy.kernels")
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -222,12 +221,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-_SWITCHES = "ropes" in kernels.DecoderConfig.__struct_fields__
-COVERED = [
-    name
-    for name, (family, _) in CASES.items()
-    if family in FAMILIES and (_SWITCHES or family in ("llama", "mistral", "qwen2", "qwen3"))
-]
+COVERED = [name for name, (family, _) in CASES.items() if family in FAMILIES]
 """The cases that the engine covers."""
 
 

@@ -159,6 +159,23 @@ def test_other_numerics(call: StoredCall) -> None:
     refused(result, "the numerics differ: version is 1, recorded 2")
 
 
+def test_another_grammar_matters_to_formed_answers_only(
+    call: StoredCall, original: Path, tmp_path: Path
+) -> None:
+    def with_another_grammar(call: StoredCall) -> StoredCall:
+        assert call.intent is not None
+        numerics = {**call.intent.identity.numerics, "grammar": "another 1.0"}
+        return of_identity(call, numerics=numerics)
+
+    assert replay_call(with_another_grammar(call)).status == "verified"
+    with Guard.from_file(calls.policy_file(tmp_path, original / "tiny", CHECKS)) as guard:
+        guard.chat("hello there", response_format={"type": "regex", "regex": "[a-z]{3,9}"})
+    formed = calls.newest(tmp_path / "log")
+    assert replay_call(formed).status == "verified"
+    result = replay_call(with_another_grammar(formed))
+    refused(result, "the numerics differ: grammar is", "recorded 'another 1.0'")
+
+
 def test_other_evidence_does_not_matter(call: StoredCall) -> None:
     runtime = {"isa": "another", "threads": 77, "library": "another"}
     assert replay_call(of_identity(call, runtime=runtime)).status == "verified"

@@ -122,8 +122,10 @@ class _Step:
 
     def add(self, item: StepItem) -> _Place:
         """Write the item's record."""
-        tokens, history = _array("tokens", item.tokens), _array("history", item.history)
+        tokens, params = _array("tokens", item.tokens), item.params or GREEDY
         n, draws, mode = tokens.shape[0], item.draws, self.mode
+        # Only a penalty looks at the history.
+        history = NO_IDS if params.repetition_penalty == 1 else _array("history", item.history)
         if not 0 <= draws <= n:
             raise ArgumentError(
                 f"draws must be between 0 and the number of tokens, {n}, not {draws}"
@@ -145,7 +147,7 @@ class _Step:
             self.count * _SIZE,
             item.session.handle,
             address(tokens),
-            address(history),
+            address(history) if history is not NO_IDS else 0,
             0 if mask is None else address(mask),
             drawn + 4 * self.rows,
             logprobs + 4 * self.rows,
@@ -155,7 +157,7 @@ class _Step:
             n,
             draws,
             history.shape[0],
-            _sampling_of(item.params or GREEDY),
+            _sampling_of(params),
             mode,
         )
         self.kept.append((tokens, history, mask))

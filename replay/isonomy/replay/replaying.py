@@ -135,9 +135,9 @@ def replay_call(
         if not any(isinstance(event, Generated | BackendFailed) for event in stored.events):
             return _perform(stored, intent, result, policy, None, how)
         if guard is not None:
-            _require_same_model(intent.identity, guard.backend.identity())
+            _require_same_model(intent.identity, guard.backend.identity(), _formed(stored))
             return _perform(stored, intent, result, policy, guard.backend, how)
-        backend = _backend_of(intent.identity, plugins)
+        backend = _backend_of(intent.identity, plugins, _formed(stored))
         try:
             return _perform(stored, intent, result, policy, backend, how)
         finally:
@@ -249,7 +249,12 @@ def _changed(recorded: CheckIdentity, present: CheckIdentity) -> str | None:
     return None
 
 
-def _backend_of(identity: Identity, plugins: Collection[str]) -> Backend:
+def _formed(stored: StoredCall) -> bool:
+    """Return whether the call asked for the form of its answer."""
+    return stored.request is not None and stored.request.response_format is not None
+
+
+def _backend_of(identity: Identity, plugins: Collection[str], formed: bool) -> Backend:
     from isonomy.sdk.registry import Registry
 
     try:
@@ -258,14 +263,14 @@ def _backend_of(identity: Identity, plugins: Collection[str]) -> Backend:
     except IsonomyError as error:
         raise Refusal(f"the model {identity.spec!r} can't be opened: {error}") from error
     try:
-        _require_same_model(identity, backend.identity())
+        _require_same_model(identity, backend.identity(), formed)
     except Refusal:
         backend.close()
         raise
     return backend
 
 
-def _require_same_model(recorded: Identity, present: Identity) -> None:
+def _require_same_model(recorded: Identity, present: Identity, formed: bool) -> None:
     if not present.deterministic:
         raise Refusal(
             f"the model {recorded.spec!r} was deterministic, and {present.spec!r} is not: it can't "
@@ -278,7 +283,10 @@ def _require_same_model(recorded: Identity, present: Identity) -> None:
                 f"the model {recorded.spec!r} is not the recorded one: the digest of its {name} is "
                 f"{new}, recorded {old}. Restore the recorded model."
             )
-    for name in sorted({*recorded.numerics, *present.numerics}):
+    # What makes the masks of formed answers has no part in others.
+    for name in sorted(
+        {*recorded.numerics, *present.numerics} - (set() if formed else {"grammar"})
+    ):
         old, new = recorded.numerics.get(name), present.numerics.get(name)
         if old != new:
             raise Refusal(

@@ -8,6 +8,7 @@ at every position with our rope tables put into its graph.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +100,25 @@ def test_windows_matter() -> None:
         model.config.sliding_window = None
         full = model(ids).logits[0, -1]
     assert (windowed - full).abs().max() / full.abs().max() > 100 * BOUND
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_experts_as_transformers_holds_them(
+    name: str, tmp_path: Path, build: SimpleNamespace
+) -> None:
+    """It stacks them in memory, and writes them one by one: both are read, and are the same."""
+    model = random_model(name)
+    usual = save(model, tmp_path / "usual", build)
+    stacked = tmp_path / "stacked"
+    shutil.copytree(tmp_path / "usual", stacked)
+    tensors = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    assert any(key.endswith("experts.gate_up_proj") for key in tensors)
+    build.write_tensors(stacked / "model.safetensors", tensors)
+    ids = np.arange(50, dtype=np.int32)
+    first, second = (
+        loaded.decoder.session(50).feed(ids, all_logits=True) for loaded in (usual, load(stacked))
+    )
+    assert first.tobytes() == second.tobytes()
 
 
 def test_shards_of_transformers(tmp_path: Path, build: SimpleNamespace) -> None:

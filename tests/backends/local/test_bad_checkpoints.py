@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.backends.tiny import TINY, config
 
 from isonomy.backends.local import DamagedModel, Local, NonFinite, NotCovered, Tampered
 from isonomy.sdk.errors import BackendError, InputError, ModelError
@@ -160,6 +161,29 @@ def test_non_finite_weights(
     build.write_tensors(checkpoint / "model.safetensors", tensors)
     with pytest.raises(DamagedModel, match="finite"):
         Local(checkpoint)
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_damage_to_every_family(family: str, tmp_path: Path, build: SimpleNamespace) -> None:
+    """Answers while it is whole; a tensor that is gone, cut, unknown or not finite is named."""
+    given = config(family, vocab_size=320)
+    folder = build.checkpoint(tmp_path / "it", given)
+    assert Local(folder).generate(HELLO).tokens is not None
+    path, tensors = folder / "model.safetensors", build.tensors(given)
+    name = sorted(tensors)[-3]
+    without = {key: values for key, values in tensors.items() if key != name}
+    for damaged, said in (
+        (without, f"tensor {name} missing"),
+        (without | {name: tensors[name][1:]}, f"tensor {name} has shape"),
+        (tensors | {f"{name}s": tensors[name]}, f"tensor {name}s in the weights"),
+        (tensors | {name: tensors[name] * np.nan}, "holds NaN or infinity"),
+    ):
+        build.write_tensors(path, damaged)
+        with pytest.raises(DamagedModel, match=said):
+            Local(folder)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedModel, match="cut off"):
+        Local(folder)
 
 
 def test_leaving_the_finite_numbers_names_the_layer(

@@ -216,9 +216,9 @@ def test_a_draft_of_other_tokens(
 
 
 def test_what_is_refused_names_the_option(shared_checkpoint: Path) -> None:
-    with Local(shared_checkpoint, cache_bytes=1000) as local:
-        with pytest.raises(TooLarge, match="Raise cache_bytes, or lower max_tokens"):
-            local.generate(ask())
+    small = Local(shared_checkpoint, cache_bytes=1000)
+    with pytest.raises(TooLarge, match="Raise cache_bytes, or lower max_tokens"):
+        small.generate(ask())
     with Local(shared_checkpoint, max_concurrent=1, max_waiting=0) as local:
         refused: list[Exception] = []
 

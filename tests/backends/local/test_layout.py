@@ -79,8 +79,6 @@ def test_every_number_is_handed_over_once(
 
 def test_our_names_are_those_of_the_kernels() -> None:
     kernels = pytest.importorskip("isonomy.kernels")
-    if not hasattr(kernels, "Rope"):
-        pytest.skip("these kernels do not have all switches")
     from isonomy.backends.local.checkpoint import decoder_config
 
     for name in PUBLISHED:
@@ -88,6 +86,12 @@ def test_our_names_are_those_of_the_kernels() -> None:
         which = architecture(data, "config.json", 4096)
         config = decoder_config(kernels, which, 64)
         assert kernels.expected_shapes(config) == shapes(which), name
+
+
+def test_our_switches_are_those_of_the_kernels() -> None:
+    kernels = pytest.importorskip("isonomy.kernels")
+    ours = set(Architecture.__struct_fields__)
+    assert ours - set(kernels.DecoderConfig.__struct_fields__) == {"family", "eos_ids"}
 
 
 def test_parts_of_a_fused_tensor(tmp_path: Path, build: SimpleNamespace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isonomy.backends.local.text import Detokenizer, StopStrings
@@ -23,6 +23,7 @@ def pieces_of(ids: Sequence[int]) -> list[str]:
     return [*(machine.push(id_) for id_ in ids), machine.finish()]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_characters_come_whole(text: str) -> None:
     pieces = pieces_of(text.encode())
@@ -32,6 +33,7 @@ def test_characters_come_whole(text: str) -> None:
         assert [p for p in pieces if p] == list(text)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 256), max_size=60))
 def test_broken_bytes_decode_as_a_whole(ids: list[int]) -> None:
     assert "".join(pieces_of(ids)) == decode_bytes(ids)
@@ -86,6 +88,7 @@ def test_stop_strings(text: str, stops: list[str], expected: tuple[str, bool]) -
     assert stopped(list(text), stops)[:2] == expected
 
 
+@settings(deadline=None)
 @given(
     st.text(alphabet="ab", max_size=30),
     st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=3),

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.backends.families import CASES, COVERED, LENGTH, SMALL, random_model, torch
-from tests.backends.local.conftest import write_tokenizer
 
 from isonomy.backends import reference
 from isonomy.backends.reference import coverage, dispatch
@@ -25,12 +24,17 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["f32", "bf16"])
+@pytest.mark.parametrize("stored", ["f32", "bf16", "int8"])
 @pytest.mark.parametrize("name", COVERED)
-def test_equal_bits(name: str, bf16: bool, tmp_path: Path) -> None:
-    random_model(name, bf16=bf16).save_pretrained(tmp_path)
-    write_tokenizer(tmp_path)
-    assert reference.compare(tmp_path, IDS) is None
+def test_equal_bits(name: str, stored: str, tmp_path: Path) -> None:
+    random_model(name, bf16=stored == "bf16").save_pretrained(tmp_path)
+    assert reference.compare(tmp_path, IDS, weights="int8" if stored == "int8" else None) is None
+
+
+def test_int8_is_something_else(tmp_path: Path) -> None:
+    random_model("llama").save_pretrained(tmp_path)
+    one, other = reference.logits(tmp_path, IDS), reference.logits(tmp_path, IDS, weights="int8")
+    assert 0 < np.abs(one - other).max() < 0.1 * np.abs(one).max()
 
 
 def test_every_family_runs_and_everything_listed_is_needed(tmp_path: Path) -> None:
@@ -54,7 +58,6 @@ def test_every_family_runs_and_everything_listed_is_needed(tmp_path: Path) -> No
 @pytest.mark.parametrize("length", [1, 2, 255, 256, 257])
 def test_lengths(length: int, tmp_path: Path) -> None:
     random_model("qwen2-windows").save_pretrained(tmp_path)
-    write_tokenizer(tmp_path)
     assert reference.compare(tmp_path, IDS[:length]) is None
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.backends.families import SMALL, random_model, torch
-from tests.backends.local.conftest import write_tokenizer
 
 from isonomy.backends import reference
 from isonomy.backends.reference import dispatch
@@ -23,7 +22,6 @@ IDS = np.random.default_rng(12).integers(0, SMALL["vocab_size"], 60)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("noticed")
     random_model("qwen3").save_pretrained(path)
-    write_tokenizer(path)
     return path
 
 

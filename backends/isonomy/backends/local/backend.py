@@ -163,6 +163,7 @@ class Local:
         self._constraints = grammar.Constraints(
             loaded.tokenizer, loaded.architecture.vocab, loaded.eos_ids
         )
+        self._single: dict[int, str] = {}
         self._lookup = draft == "lookup"
         self._draft = None if draft is None or self._lookup else _draft(draft, loaded)
         self._chunk = PROMPT_CHUNK if prompt_chunk is None else prompt_chunk
@@ -361,6 +362,7 @@ class Local:
             ids,
             sampling,
             decode=loaded.tokenizer.decode,
+            single=self._single,
             eos_ids=loaded.eos_ids,
             context=loaded.context,
             vocab=loaded.architecture.vocab,

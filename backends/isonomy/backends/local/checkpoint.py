@@ -24,7 +24,7 @@ from .errors import BACKEND, DamagedModel, NotCovered, Tampered
 from .template import ChatTemplate
 
 if TYPE_CHECKING:
-    from isonomy.kernels import Decoder, DecoderConfig
+    from isonomy.kernels import DecoderConfig
 
 CONFIG = "config.json"
 TABLE_POSITIONS = 1 << 15
@@ -90,7 +90,7 @@ def load(
         "rope_tables": _rope_digest(kernels, model),
     }
     try:
-        decoder = _decoder(kernels, model, limit, found)
+        decoder = kernels.Decoder(decoder_config(kernels, model, limit), found)
     except kernels.KernelError as error:
         if expect is not None:  # the likelier story, and the one with both digests
             _verify(folder, expect, _complete(artefacts, found.digest()))
@@ -181,46 +181,10 @@ def _rope_digest(kernels: Any, model: Architecture) -> str:
     return "blake3:" + str(hasher.hexdigest())
 
 
-_SWITCHES = (
-    "vocab",
-    "hidden",
-    "layers",
-    "heads",
-    "kv_heads",
-    "head_dim",
-    "intermediate",
-    "rms_eps",
-    "activation",
-    "tied",
-    "windows",
-    "layer_ropes",
-    "positions",
-    "qkv_bias",
-    "o_bias",
-    "mlp_bias",
-    "norm",
-    "norm_offset",
-    "pre_norm",
-    "post_norm",
-    "qk_norm",
-    "scale",
-    "gated",
-    "experts",
-    "experts_per_token",
-    "expert_intermediate",
-    "normalise_experts",
-    "sparse_layers",
-    "embedding_multiplier",
-    "residual_multiplier",
-    "logit_divisor",
-    "attention_softcap",
-    "logit_softcap",
-)
-"""What an architecture and a decoder's configuration have under the same name."""
-
-
 def decoder_config(kernels: Any, model: Architecture, positions: int) -> DecoderConfig:
     """Return what the kernels need to know of a model, for sequences of up to `positions`."""
+    own = {"ropes", "max_positions"}
+    shared = set(model.__struct_fields__) & set(kernels.DecoderConfig.__struct_fields__) - own
     config: DecoderConfig = kernels.DecoderConfig(
         ropes=tuple(
             kernels.Rope(
@@ -231,40 +195,6 @@ def decoder_config(kernels: Any, model: Architecture, positions: int) -> Decoder
         ),
         # A learned table is loaded whole, however little of it will be used.
         max_positions=model.max_positions if model.positions == "learned" else positions,
-        **{name: getattr(model, name) for name in _SWITCHES},
+        **{name: getattr(model, name) for name in shared},
     )
     return config
-
-
-def _decoder(kernels: Any, model: Architecture, positions: int, found: weights.Weights) -> Decoder:
-    if "ropes" not in kernels.DecoderConfig.__struct_fields__:
-        return _plain_decoder(kernels, model, positions, found)
-    decoder: Decoder = kernels.Decoder(decoder_config(kernels, model, positions), found)
-    return decoder
-
-
-def _plain_decoder(
-    kernels: Any,
-    model: Architecture,
-    positions: int,
-    found: weights.Weights,
-) -> Decoder:
-    # For kernels that do not have all switches yet.
-    names = [name for name in _SWITCHES if name in kernels.DecoderConfig.__struct_fields__]
-    given = {name: getattr(model, name) for name in names}
-    defaults_of = {field.name: field.default for field in msgspec.structs.fields(Architecture)}
-    for name in _SWITCHES:
-        absent = name not in names and name != "layer_ropes"
-        if absent and getattr(model, name) != defaults_of[name]:
-            raise NotCovered(CONFIG, name, f"{name} is not covered by these kernels.")
-    if model.qk_norm == "projection" or any(model.layer_ropes) or not model.ropes:
-        raise NotCovered(CONFIG, "qk_norm", "not covered by these kernels.")
-    given["qk_norm"] = model.qk_norm == "head"
-    config = kernels.DecoderConfig(
-        **given,
-        frequencies=tuple(_frequencies(kernels, model.ropes[0]).tolist()),
-        attention_factor=kernels.rope_attention_factor(model.ropes[0].scaling),
-        max_positions=positions,
-    )
-    decoder: Decoder = kernels.Decoder(config, found)
-    return decoder

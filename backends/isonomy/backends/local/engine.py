@@ -287,9 +287,10 @@ class Engine:
         if works:
             results = self._compute(works)
             after = self._clock()
+            self._outside += before - began
             for work, result in zip(works, results, strict=True):
                 self._take(work, result, after, len(works))
-            self._outside += before - began + self._clock() - after
+            self._outside += self._clock() - after
         self._torn = False
         return bool(works)
 

@@ -38,12 +38,13 @@ class Answer:
         self,
         *,
         decode: Callable[[Sequence[int]], str],
+        single: dict[int, str] | None,
         stops: Sequence[str],
         eos_ids: frozenset[int],
         budget: int,
         constraint: Any,
     ) -> None:
-        self._detokenizer = Detokenizer(decode)
+        self._detokenizer = Detokenizer(decode, single)
         self._stops = StopStrings(stops)
         self._eos_ids = eos_ids
         self._budget = budget
@@ -97,6 +98,7 @@ class Running:
         prompt: Token ids, at least one and fewer than `context`.
         sampling: Complete, as `Local.resolve` gives it.
         decode: Ids to text, special tokens left out.
+        single: Texts of single tokens, as `decode` gives them; shared by all sequences.
         eos_ids: Tokens that end the answer. One is a step of the trace, with no text.
         context: The most tokens that prompt and answer may have together.
         draft: Guesses tokens ahead, or nobody.
@@ -127,6 +129,7 @@ class Running:
         eos_ids: frozenset[int],
         context: int,
         vocab: int,
+        single: dict[int, str] | None = None,
         draft: Draft | None = None,
         constraint: Any = None,
         trace: bool = False,
@@ -148,6 +151,7 @@ class Running:
         def blank() -> Answer:
             return Answer(
                 decode=decode,
+                single=single,
                 stops=sampling.stop,
                 eos_ids=eos_ids,
                 budget=budget,

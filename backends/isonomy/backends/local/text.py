@@ -22,10 +22,15 @@ class Detokenizer:
 
     Args:
         decode: Ids to text, special tokens left out and broken UTF-8 replaced.
+        single: What `decode` gives for a single token, by id: filled here, and shared by all that
+            have the same `decode`.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], single: dict[int, str] | None = None
+    ) -> None:
         self._decode = decode
+        self._single = {} if single is None else single
         self._ids: list[int] = []
         self._start = 0  # where the window of tokens begins that gives the next piece its context
         self._read = 0  # tokens before this one are in the pieces already given
@@ -48,9 +53,18 @@ class Detokenizer:
         if piece:
             # The last piece's tokens stay as context: some decoders treat the first token apart.
             self._start = self._read
-            self._before = self._decode(self._ids[self._start :])
+            self._before = self._context()
         self._read = len(self._ids)
         return piece
+
+    def _context(self) -> str:
+        ids = self._ids[self._start :]
+        if len(ids) != 1:
+            return self._decode(ids)
+        text = self._single.get(ids[0])
+        if text is None:
+            text = self._single[ids[0]] = self._decode(ids)
+        return text
 
 
 class StopStrings:
@@ -69,6 +83,8 @@ class StopStrings:
         """Take a piece of text and return the text that is final now."""
         if self.stopped or not piece:
             return ""
+        if not self._stops:
+            return piece
         self._held += piece
         ends = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:

@@ -13,12 +13,13 @@ Needs the extra `torch`; nothing of it is imported before a function is called. 
 - `dispatch`: which tensor operation is computed by what, and the refusal of the rest
 - `coverage`: the lists of what passes
 - `operators`: the canonical operations as torch custom operators
+- `int8`: linears with int8 weights, written down a second time
 - `replacements`: rope tables and attention, replaced whole
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from isonomy.sdk.errors import MissingExtra
 
@@ -44,12 +45,15 @@ __all__ = [
 ]
 
 
-def opinion(folder: str | Path, ids: npt.ArrayLike) -> Opinion:
+def opinion(
+    folder: str | Path, ids: npt.ArrayLike, *, weights: Literal["int8"] | None = None
+) -> Opinion:
     """Run one sequence through transformers' graph on the canonical operations.
 
     Args:
         folder: a checkpoint folder with `config.json` and safetensors.
         ids: token ids `[n]`, at least one, at positions 0 .. n-1.
+        weights: "int8" quantises all linears but routers, as the engine's option does.
 
     Returns:
         The logits of every position, and the tensor operations that were met.
@@ -58,33 +62,39 @@ def opinion(folder: str | Path, ids: npt.ArrayLike) -> Opinion:
         OperationRefused: the graph uses an operation that is not covered.
         GraphRefused: the checkpoint can't be loaded whole, or rope, mask or attention are of a kind
             that the numerics don't describe.
+        OpinionError: weights or hidden states are not finite, or torch rounds otherwise.
+        InputError: the ids are not one sequence that fits the model.
         MissingExtra: torch or transformers is not installed.
     """
-    return _module().opinion(folder, ids)  # type: ignore[no-any-return]
+    return _module().opinion(folder, ids, weights=weights)  # type: ignore[no-any-return]
 
 
-def logits(folder: str | Path, ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def logits(
+    folder: str | Path, ids: npt.ArrayLike, *, weights: Literal["int8"] | None = None
+) -> npt.NDArray[np.float32]:
     """Return the logits of `opinion`: float32 `[n, vocab]`."""
-    return opinion(folder, ids).logits
+    return opinion(folder, ids, weights=weights).logits
 
 
-def compare(folder: str | Path, ids: npt.ArrayLike) -> Difference | None:
+def compare(
+    folder: str | Path, ids: npt.ArrayLike, *, weights: Literal["int8"] | None = None
+) -> Difference | None:
     """Compare the engine's logits with the second opinion, bit for bit.
 
     Args:
-        folder: a complete checkpoint folder, as `isonomy.backends.local.Local` takes it.
+        folder: a checkpoint folder with `config.json` and safetensors.
         ids: token ids `[n]`, at least one.
+        weights: "int8" quantises them at load, in both.
 
     Returns:
         The first difference by position and token id; None where all bits are equal.
 
     Raises:
-        OpinionError: see `opinion`.
+        OpinionError: see `opinion`; or the engine could not compute it.
         ModelError: the engine does not load the checkpoint.
-        BackendError: the engine could not compute it.
         MissingExtra: torch, transformers or packages of the engine are not installed.
     """
-    return _module().compare(folder, ids)  # type: ignore[no-any-return]
+    return _module().compare(folder, ids, weights=weights)  # type: ignore[no-any-return]
 
 
 def _module() -> ModuleType:

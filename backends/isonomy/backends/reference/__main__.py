@@ -25,12 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", help="a checkpoint's folder, or 'demo'")
     parser.add_argument("--tokens", type=int, default=300, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random ids")
+    parser.add_argument("--weights", choices=["int8"], help="quantise the weights first, in both")
     given = parser.parse_args(arguments)
     folder = shipped.FOLDER if given.model == shipped.NAME else given.model
     try:
         vocab = reference.logits(folder, [0]).shape[1]
         ids = np.random.default_rng(given.seed).integers(0, vocab, given.tokens)
-        difference = reference.compare(folder, ids)
+        difference = reference.compare(folder, ids, weights=given.weights)
     except IsonomyError as error:
         print(f"no second opinion: {error}", file=sys.stderr)
         return 2

@@ -19,6 +19,10 @@ import transformers
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from isonomy import kernels
+from isonomy.backends.local import checkpoint
+from isonomy.backends.local import weights as weights_of
+from isonomy.backends.local.config import architecture
+from isonomy.backends.local.layout import arrange
 from isonomy.sdk.errors import InputError
 
 from . import int8, replacements
@@ -63,12 +67,10 @@ def compare(
     folder: str | Path, ids: npt.ArrayLike, *, weights: Literal["int8"] | None = None
 ) -> Difference | None:
     """See `isonomy.backends.reference.compare`."""
-    from isonomy.backends.local.checkpoint import load
-
     theirs = opinion(folder, ids, weights=weights)
     length = len(theirs.logits)
-    decoder: kernels.Decoder = load(Path(folder), context=length).decoder
     try:
+        decoder = _engine(Path(folder), length, weights)
         ours = decoder.session(length).feed(np.asarray(ids), all_logits=True)
         difference = first_difference(ours, theirs.logits)
         if difference is None:
@@ -83,6 +85,16 @@ def compare(
         raise OpinionError(f"the engine: {error}", backend=BACKEND) from error
     layer = _first_layer(result.trace or b"", theirs.layers)
     return msgspec.structs.replace(difference, layer=layer)
+
+
+def _engine(folder: Path, length: int, storage: Literal["int8"] | None) -> kernels.Decoder:
+    """The engine's decoder for a checkpoint, without tokenizer and template."""
+    path = folder / checkpoint.CONFIG
+    model = architecture(path.read_bytes(), path, length)
+    listing = weights_of.listing(folder)
+    tensors = weights_of.find(folder, listing, arrange(model, listing))
+    config = checkpoint.decoder_config(kernels, model, length)
+    return kernels.Decoder(msgspec.structs.replace(config, weights=storage or "stored"), tensors)
 
 
 def _first_layer(trace: bytes, layers: tuple[tuple[bytes, ...], ...]) -> int | None:
