@@ -77,7 +77,7 @@ struct Panel {
                 const float* before = k ? total[part] : nullptr;
                 const Ending end = k + BLOCK >= call.k ? last(0, before, total[part], b)
                                                  : Ending{before, PANEL, total[part], PANEL, nullptr, nullptr};
-                tile<W>(rows, call.x + k * rows, from + k * PANEL, least(BLOCK, call.k - k), end);
+                tile<W, true>(rows, call.x + k * rows, from + k * PANEL, least(BLOCK, call.k - k), end);
             }
         }
         finish(0, rows, total[0], total[1 % parts]);

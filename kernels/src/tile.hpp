@@ -8,6 +8,7 @@
 namespace iso::ISO_NS {
 
 enum { PANEL = 32, BLOCK = 256 };
+enum { DISTANCE = 4096 };  // bytes from the weights in use to those that are asked for
 
 // Where a block's chains end: to = ((before or +0) + chain), then the bias, then the residual, each one rounding.
 struct Ending {
@@ -20,7 +21,9 @@ struct Ending {
 };
 
 // x: [count][ROWS] (rows interleaved, so that a step reads ROWS neighbours), w: [count][PANEL].
-template <int ROWS, int VECTORS, typename W>
+// STREAMED: w comes from memory. What a processor fetches ahead by itself suffices for one row or two, which wait for
+// nothing else; more rows take their time, and ask for themselves.
+template <int ROWS, int VECTORS, bool STREAMED, typename W>
 static inline void chains(const float* x, const W* w, size_t count, const Ending& end) {
     V c[ROWS][VECTORS];
     for (int r = 0; r < ROWS; ++r)
@@ -29,6 +32,11 @@ static inline void chains(const float* x, const W* w, size_t count, const Ending
         V weights[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) weights[v] = load(w + v * LANES);
+        if constexpr (STREAMED && ROWS > 2) {
+#pragma GCC unroll 2
+            for (size_t line = 0; line < VECTORS * LANES * sizeof(W); line += 64)
+                __builtin_prefetch(reinterpret_cast<const char*>(w) + DISTANCE + line);
+        }
 #pragma GCC unroll 12
         for (int r = 0; r < ROWS; ++r) {
             const V row = broadcast(x[r]);
@@ -45,39 +53,39 @@ static inline void chains(const float* x, const W* w, size_t count, const Ending
         }
 }
 
-template <int ROWS, typename W>
+template <int ROWS, bool STREAMED, typename W>
 static inline void tile_rows(const float* x, const W* w, size_t count, const Ending& end) {
     // As many vectors at a time as the registers hold beside the rows' chains; a single row takes the whole panel.
     constexpr int ALL = PANEL / LANES;
     constexpr int VECTORS = ALL <= 2 ? ALL : (ROWS == 1 ? 4 : 2);
     for (int v = 0; v < ALL; v += VECTORS) {
         const size_t i = size_t(v) * LANES;
-        chains<ROWS, VECTORS, W>(x, w + i, count,
+        chains<ROWS, VECTORS, STREAMED, W>(x, w + i, count,
                                  Ending{end.before ? end.before + i : nullptr, end.before_stride, end.to + i, end.stride,
                                         end.bias ? end.bias + i : nullptr, end.residual ? end.residual + i : nullptr});
     }
 }
 
 // One block (count <= BLOCK) for any number of rows up to TILE_ROWS.
-template <typename W>
+template <typename W, bool STREAMED = false>
 static inline void tile(int rows, const float* x, const W* w, size_t count, const Ending& end) {
     switch (rows) {
-        case 1: return tile_rows<1, W>(x, w, count, end);
-        case 2: return tile_rows<2, W>(x, w, count, end);
-        case 3: return tile_rows<3, W>(x, w, count, end);
-        case 4: return tile_rows<4, W>(x, w, count, end);
+        case 1: return tile_rows<1, STREAMED, W>(x, w, count, end);
+        case 2: return tile_rows<2, STREAMED, W>(x, w, count, end);
+        case 3: return tile_rows<3, STREAMED, W>(x, w, count, end);
+        case 4: return tile_rows<4, STREAMED, W>(x, w, count, end);
     }
     if constexpr (TILE_ROWS > 4) switch (rows) {
-        case 5: return tile_rows<5, W>(x, w, count, end);
-        case 6: return tile_rows<6, W>(x, w, count, end);
+        case 5: return tile_rows<5, STREAMED, W>(x, w, count, end);
+        case 6: return tile_rows<6, STREAMED, W>(x, w, count, end);
     }
     if constexpr (TILE_ROWS > 6) switch (rows) {
-        case 7: return tile_rows<7, W>(x, w, count, end);
-        case 8: return tile_rows<8, W>(x, w, count, end);
-        case 9: return tile_rows<9, W>(x, w, count, end);
-        case 10: return tile_rows<10, W>(x, w, count, end);
-        case 11: return tile_rows<11, W>(x, w, count, end);
-        case 12: return tile_rows<12, W>(x, w, count, end);
+        case 7: return tile_rows<7, STREAMED, W>(x, w, count, end);
+        case 8: return tile_rows<8, STREAMED, W>(x, w, count, end);
+        case 9: return tile_rows<9, STREAMED, W>(x, w, count, end);
+        case 10: return tile_rows<10, STREAMED, W>(x, w, count, end);
+        case 11: return tile_rows<11, STREAMED, W>(x, w, count, end);
+        case 12: return tile_rows<12, STREAMED, W>(x, w, count, end);
     }
 }
 

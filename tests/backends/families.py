@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from isonomy.backends.local.config import FAMILIES
-
 torch = pytest.importorskip("torch")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -221,8 +219,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-COVERED = [name for name, (family, _) in CASES.items() if family in FAMILIES]
-"""The cases that the engine covers."""
 
 
 def random_model(name: str, *, bf16: bool = False) -> Any:

@@ -155,3 +155,55 @@ def test_replay_both_ways(run: Run, log: Path, tiny: str) -> None:
     plain: Any = run("replay", call_id, "--deep", "--regenerate", "--json").json
     assert (plain["status"], plain["mode"]) == ("verified", "token by token")
     assert plain["deep"]["conclusion"] == "unable"
+
+
+def test_quantize(run: Run, text: Path, tiny: str, tmp_path: Path) -> None:
+    out = tmp_path / "int8"
+    said = run("quantize", tiny, out, "--text", text)
+    assert (said.status, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert lines[0] == f"{out}: 15 tensors are int8 now"
+    assert re.fullmatch(r"weights +[\d,]+ bytes before, [\d,]+ after \(\d\d%\)", lines[1])
+    assert re.match(
+        r"perplexity [\d.]+ before, [\d.]+ after \([-+].+ nats a token\) over ", lines[2]
+    )
+    digest = lines[3].split()[1]
+    scored = run("perplexity", out, text, "--json").json
+    assert scored["model"] == digest
+    assert f"{scored['perplexity']:.6g} after" in lines[2]
+    again = run("quantize", tiny, tmp_path / "same", "--text", text, "--json").json
+    assert again["model"] == digest
+    assert again["perplexity_after"] == scored["perplexity"]
+    alone = run("quantize", "demo", tmp_path / "demo", "--no-perplexity")
+    assert (alone.status, len(alone.out.splitlines())) == (0, 3)
+
+
+def test_quantize_the_demo_model_by_its_own_text(run: Run, tmp_path: Path) -> None:
+    found = run("quantize", "demo", tmp_path / "demo", "--json").json
+    assert 1 < found["perplexity_before"] < 1000  # it was not trained to say what users say
+    assert 0 < abs(found["perplexity_after"] / found["perplexity_before"] - 1) < 0.1
+    assert found["bytes_after"] < 0.52 * found["bytes_before"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("absent", "{out}"), "not a checkpoint"),
+        (("{tiny}", "."), "exists, and nothing is overwritten"),
+        (("{tiny}", "{out}", "--text", "absent.txt"), "the text 'absent.txt' can't be read"),
+        (("{tiny}", "{out}", "--text", "short.txt"), "the text is too short"),
+        (("{tiny}", "/proc/int8", "--no-perplexity"), "/proc/int8 can't be written"),
+        (("{tiny}",), "Missing argument 'OUT'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_quantize_refuses(
+    run: Run, text: Path, tiny: str, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    text.with_name("short.txt").write_text("a")
+    out = tmp_path / "out"
+    told = run("quantize", *(argument.format(tiny=tiny, out=out) for argument in arguments))
+    assert (told.status, told.out) == (2, "")
+    assert said in told.err
+    assert told.err.count("\n") == 1
+    assert not out.exists()

@@ -19,7 +19,8 @@ def test_every_path_has_the_bits_of_the_recorded_machines(tmp_path: Path) -> Non
         pytest.skip("needs a C++ compiler")
     program, found = tmp_path / "same_bits", library.find()
     source = KERNELS / "verify" / "same_bits.cpp"
-    build = [compiler, "-std=c++17", "-O1", f"-I{KERNELS / 'src'}", source, found, "-o", program]
+    include = f"-I{KERNELS / 'src'}"
+    build = [compiler, "-std=c++17", "-O1", include, str(source), str(found), "-o", str(program)]
     subprocess.run([*build, f"-Wl,-rpath,{Path(found).parent}"], check=True)
     result = subprocess.run([program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.backends.families import COVERED, LENGTH, SMALL, random_model, torch, transformers
+from tests.backends.families import CASES, LENGTH, SMALL, random_model, torch, transformers
 
 from isonomy.backends.local.checkpoint import Checkpoint, load
 from isonomy.backends.local.config import FAMILIES
@@ -70,7 +70,7 @@ def compare(ours: Any, theirs: Any, positions: slice) -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["f32", "bf16"])
-@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("name", CASES)
 def test_logits(name: str, bf16: bool, tmp_path: Path, build: SimpleNamespace) -> None:
     torch.set_num_threads(1)
     model = random_model(name, bf16=bf16)

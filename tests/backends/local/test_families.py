@@ -189,7 +189,7 @@ def test_granite() -> None:
     assert "divide_logits" not in read("granite").operations()
     for key in scalars:
         with pytest.raises(DamagedModel, match=key):
-            read("granite", **{key: 0.0})
+            read("granite", **dict[str, Any]({key: 0.0}))
 
 
 def test_smollm3() -> None:

@@ -29,12 +29,14 @@ START = 250
 class Case:
     """A decoder, tokens, and the logits of each of them from one feed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, int8: bool) -> None:
         data = (folder / "config.json").read_bytes()
         model = architecture(data, folder)
         listing = weights.listing(folder)
         found = weights.find(folder, listing, layout.arrange(model, listing))
         self.config, self.found = decoder_config(kernels, model, LENGTH + 20), found
+        if int8:
+            self.config = msgspec.structs.replace(self.config, weights="int8", checksums=True)
         self.decoder = kernels.Decoder(self.config, found)
         self.ids = np.random.default_rng(3).integers(0, model.vocab, LENGTH).astype(np.int32)
         self.vocab = model.vocab
@@ -58,14 +60,19 @@ class Case:
         )
 
 
-@pytest.fixture(scope="module", params=sorted(TINY))
+@pytest.fixture(
+    scope="module",
+    params=[(family, kind) for kind in ("stored", "int8") for family in TINY],
+    ids="-".join,
+)
 def case(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     build: SimpleNamespace,
 ) -> Case:
-    folder = tmp_path_factory.mktemp(request.param)
-    return Case(build.checkpoint(folder, config(request.param), bf16=request.param > "m"))
+    family, kind = request.param
+    folder = tmp_path_factory.mktemp(family)
+    return Case(build.checkpoint(folder, config(family), bf16=family > "m"), int8=kind == "int8")
 
 
 def test_every_family_is_here() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.backends.families import CASES, COVERED, LENGTH, SMALL, random_model, torch
+from tests.backends.families import CASES, LENGTH, SMALL, random_model, torch
 
 from isonomy.backends import reference
 from isonomy.backends.reference import coverage, dispatch
@@ -25,7 +25,7 @@ def _one_thread() -> None:
 
 
 @pytest.mark.parametrize("stored", ["f32", "bf16", "int8"])
-@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("name", CASES)
 def test_equal_bits(name: str, stored: str, tmp_path: Path) -> None:
     random_model(name, bf16=stored == "bf16").save_pretrained(tmp_path)
     assert reference.compare(tmp_path, IDS, weights="int8" if stored == "int8" else None) is None

@@ -13,7 +13,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -80,6 +80,10 @@ class Local:
         draft: Guess tokens ahead and check them together: ``lookup`` guesses that what followed the
             last words before follows again; the folder of a smaller checkpoint with the same
             tokens guesses by that model.
+        weights: ``int8`` quantises the linears when the checkpoint is loaded (`isonomy quantize`
+            does it once and for all); it is another model then, with other answers.
+        checksums: Check every row of every int8 linear against silent data corruption. What was
+            found is in `Generation.runtime` as `faults`. It never changes a bit.
         trace_layers: Record the digests of what every layer computes (`TokenTrace.layers`).
         context: Limit of prompt and answer together, below the model's own.
         chat_template: A jinja template to use instead of the checkpoint's.
@@ -113,6 +117,8 @@ class Local:
         max_concurrent: int = 32,
         max_waiting: int = 1024,
         draft: str | os.PathLike[str] | None = None,
+        weights: Literal["int8"] | None = None,
+        checksums: bool = False,
         trace_layers: bool = False,
         context: int | None = None,
         chat_template: str | None = None,
@@ -139,6 +145,8 @@ class Local:
             ("context", context, 2),
         ):
             _require_whole(name, value, least=least)
+        if weights not in (None, "int8"):
+            raise InputError(f"weights must be 'int8' or left out, not {weights!r}.")
         if model == shipped.NAME:
             self._name = shipped.NAME
             self._spec = "local:" + shipped.NAME
@@ -154,10 +162,18 @@ class Local:
                 *msgspec.structs.asdict(options).items(),
                 ("context", context),
                 ("chat_template", chat_template),
+                ("weights", weights),
             )
             if value is not None and value != () and name != "candidate"
         }
-        loaded = load(folder, context=context, chat_template=chat_template, expect=expect)
+        loaded = load(
+            folder,
+            context=context,
+            chat_template=chat_template,
+            expect=expect,
+            int8=weights is not None,
+            checksums=checksums,
+        )
         self._checkpoint: Checkpoint | None = loaded
         self._defaults = defaults.merge(options, loaded.sampling)
         self._constraints = grammar.Constraints(
@@ -406,6 +422,8 @@ class Local:
         }
         if asked.grammar is not None:
             runtime["grammar"] = asked.grammar
+        if sequence.faults:
+            runtime["faults"] = sequence.faults
         return Generation(
             content=(Text("".join(sequence.answer.given)),),
             finish_reason=sequence.answer.finish_reason,

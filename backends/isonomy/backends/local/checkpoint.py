@@ -14,10 +14,10 @@ import msgspec
 from blake3 import blake3
 
 from isonomy.sdk.canonical import canonical
-from isonomy.sdk.errors import BackendError
+from isonomy.sdk.errors import BackendError, InputError
 from isonomy.sdk.generation import Sampling
 
-from . import defaults, layout, packages, tokenizer, weights
+from . import defaults, layout, packages, quantised, tokenizer, weights
 from .architecture import Architecture, Rope
 from .config import MAX_POSITIONS, architecture
 from .errors import BACKEND, DamagedModel, NotCovered, Tampered
@@ -52,6 +52,8 @@ def load(
     context: int | None = None,
     chat_template: str | None = None,
     expect: str | None = None,
+    int8: bool = False,
+    checksums: bool = False,
 ) -> Checkpoint:
     """Load a checkpoint.
 
@@ -60,8 +62,11 @@ def load(
         context: Limit below the model's own number of positions.
         chat_template: A template to use instead of the checkpoint's.
         expect: The digest ``model`` that the checkpoint must have.
+        int8: Quantise the linears; those of a prepared checkpoint are int8 anyway.
+        checksums: Check int8 linears against silent data corruption.
 
     Raises:
+        InputError: checksums are asked for, and the weights are not int8.
         ModelError: a file is missing or damaged, something is not covered, or the digest differs.
         MissingExtra: packages of the extra `local` are not installed.
         BackendError: the compiled kernels can't be used.
@@ -80,7 +85,16 @@ def load(
         source, where = chat_template, Path("chat_template=")
     template = ChatTemplate(source, tokens.named, where)
     listing = weights.listing(folder)
-    found = weights.find(folder, listing, layout.arrange(model, listing))
+    if quantised.is_prepared(data, folder / CONFIG):
+        found = weights.find(folder, listing, quantised.arrange(model))
+        int8 = True
+    else:
+        found = weights.find(folder, listing, layout.arrange(model, listing))
+    if checksums and not int8:
+        raise InputError(
+            "checksums are for int8 weights only: sums of floats are not exact. Add "
+            'weights="int8", or leave out checksums.'
+        )
 
     artefacts = {
         "config": "blake3:" + blake3(data).hexdigest(),
@@ -90,7 +104,10 @@ def load(
         "rope_tables": _rope_digest(kernels, model),
     }
     try:
-        decoder = kernels.Decoder(decoder_config(kernels, model, limit), found)
+        config = decoder_config(kernels, model, limit)
+        if int8:
+            config = msgspec.structs.replace(config, weights="int8", checksums=checksums)
+        decoder = kernels.Decoder(config, found)
     except kernels.KernelError as error:
         if expect is not None:  # the likelier story, and the one with both digests
             _verify(folder, expect, _complete(artefacts, found.digest()))
@@ -111,7 +128,7 @@ def load(
         template=template,
         eos_ids=frozenset(model.eos_ids if eos is None else eos),
         sampling=generation.sampling(),
-        stored=found.stored,
+        stored="int8" if int8 else found.stored,
         context=limit,
         artefacts=artefacts,
     )

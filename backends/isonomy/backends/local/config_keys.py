@@ -13,8 +13,10 @@ _OUTPUTS = "chooses what transformers returns, not what it computes"
 _GENERATION = "transformers reads it from generation_config.json, not from config.json"
 _TASKS = "belongs to other heads than the language model's"
 _RECORD = "a record of where the file comes from"
+_PREPARED = "read, and checked, by `quantised`"
 
 HARMLESS: dict[str, str] = {
+    "isonomy_quantization": _PREPARED,
     **dict.fromkeys(
         (
             "attention_dropout",

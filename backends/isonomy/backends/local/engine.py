@@ -27,8 +27,9 @@ from collections.abc import Callable
 from isonomy import kernels
 from isonomy.sdk.errors import BackendError, IsonomyError
 
+from . import faults
 from .drafts import Pace
-from .errors import BACKEND, NonFinite, Overloaded, TooLarge
+from .errors import BACKEND, Corrupt, NonFinite, Overloaded, TooLarge
 from .leading import Follower, Lead
 from .prefix import LEAST, PrefixCache, common
 from .sequence import Running, Work
@@ -94,6 +95,7 @@ class Engine:
         self._running: list[Running] = []
         self._prefixes = PrefixCache(min(prefix_cache_bytes, cache_bytes))
         self._torn = False  # a step began, and its results are not all taken
+        self._ended = False  # somebody may be over
         self._outside = 0.0
 
     # Callers
@@ -210,6 +212,7 @@ class Engine:
 
     def _forget(self, sequence: Running) -> None:
         sequence.given_up = True
+        self._ended = True
         with self._lead.mutex:
             self._calls.pop(sequence, None)
             self._coroutines.discard(sequence)
@@ -288,6 +291,9 @@ class Engine:
             results = self._compute(works)
             after = self._clock()
             self._outside += before - began
+            for fault in faults.report():
+                for work in works:
+                    work.sequence.faults.append(fault)
             for work, result in zip(works, results, strict=True):
                 self._take(work, result, after, len(works))
             self._outside += self._clock() - after
@@ -392,6 +398,7 @@ class Engine:
             sequence.began = now
             sequence.outside = self._outside
         if sequence.finished:
+            self._ended = True
             sequence.ended = now
             sequence.outside = self._outside - sequence.outside
         elif not sequence.undelivered:
@@ -409,6 +416,8 @@ class Engine:
             self._prefixes.shrink(0)
         elif isinstance(error, kernels.NonFiniteError):
             sequence.error = NonFinite(error.layer, error.where, str(error))
+        elif isinstance(error, kernels.CorruptionError):
+            sequence.error = Corrupt(str(error))
         else:
             sequence.error = BackendError(
                 f"the kernels could not take this step: {error}. Where memory is short, lower "
@@ -420,6 +429,7 @@ class Engine:
     def _fail(self, sequence: Running, error: Exception) -> None:
         """End a sequence that is in no pass."""
         sequence.error = error
+        self._ended = True
         call = self._calls.get(sequence)
         if call is not None:
             call.wake()
@@ -435,17 +445,18 @@ class Engine:
             with self._lead.mutex:
                 arrived, self._arrivals = self._arrivals, []
                 self._waiting += arrived
-        if any(sequence.over for sequence in self._running):
+        if self._ended:
+            self._ended = False  # before looking: who gives up meanwhile sets it again
             for sequence in self._running:
                 if sequence.over:
                     self._put_aside(sequence)
             self._running = [sequence for sequence in self._running if not sequence.over]
-        if any(sequence.over for sequence in self._waiting):
             self._waiting = [sequence for sequence in self._waiting if not sequence.over]
         self._torn = False
 
     def _recover(self) -> None:
         """Find everybody's place again: the calls, and who has a session, say it all."""
+        self._ended = True
         with self._lead.mutex:
             self._arrivals = []
             everybody = sorted(self._calls, key=lambda sequence: sequence.number)
@@ -487,6 +498,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Begin with those who wait, in the order of arrival, while there is room."""
+        if not self._waiting:
+            return
         for sequence in self._waiting[:]:
             if sequence.undelivered >= UNDELIVERED:
                 continue  # gave up its place, and its caller still reads

@@ -6,6 +6,7 @@ BackendError
 │   ├── Tampered        its digest is not the one that was expected
 │   └── WrongDraft      it can't guess for another model: their tokenizers differ
 ├── NonFinite           a step left the finite numbers; `layer` says where
+├── Corrupt             memory or processor gave a wrong result, twice
 ├── TooLarge            the request can never fit into the engine's memory for caches
 └── Overloaded          too many calls wait already; try again later
 InputError
@@ -81,6 +82,20 @@ class UnusableFormat(InputError):
         super().__init__(
             f"the response format{f' {kind}' if kind else ''} can't be honoured: "
             f"{problem.rstrip('. ')}. Change it, or leave out response_format."
+        )
+
+
+class Corrupt(BackendError):
+    """Silent data corruption: an int8 linear was wrong, and wrong again when it was repeated.
+
+    Nothing of the answer was returned.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            f"the machine computes wrongly: {message}. If another process does no better, its "
+            "memory or processor is faulty.",
+            backend=BACKEND,
         )
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from isonomy.sdk.errors import BackendError
 from isonomy.sdk.generation import LayerTrace
 
-from . import packages
-from .errors import BACKEND, NonFinite
+from . import faults, packages
+from .errors import BACKEND, Corrupt, NonFinite
 
 if TYPE_CHECKING:
     from isonomy.kernels import Decoder, Session
@@ -93,10 +93,14 @@ def explained() -> Iterator[None]:
         yield
     except kernels.NonFiniteError as error:
         raise NonFinite(error.layer, error.where, str(error)) from error
+    except kernels.CorruptionError as error:
+        raise Corrupt(str(error)) from error
     except kernels.KernelError as error:
         raise BackendError(
             f"the kernels could not take this step: {error}.", backend=BACKEND
         ) from error
+    finally:
+        faults.report()
 
 
 def retrace(

@@ -45,12 +45,14 @@ class Layout(msgspec.Struct, frozen=True):
         stored: shape of every tensor that the files must hold.
         copy: names of an output layer and of the embedding that it must equal, where they are tied.
         ignored: ends of names of tensors that are no weights.
+        int8: names of stored tensors that are int8, each beside its scales (`quantised`).
     """
 
     sources: dict[str, Source]
     stored: dict[str, Shape]
     copy: tuple[str, str] | None = None
     ignored: tuple[str, ...] = ()
+    int8: frozenset[str] = frozenset()
 
 
 class _Naming(msgspec.Struct, frozen=True, kw_only=True):

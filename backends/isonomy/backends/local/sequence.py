@@ -117,6 +117,7 @@ class Running:
         given_up: nobody waits for it any more.
         delivered: pieces of the answer's text that its caller has taken.
         cached: tokens of the prompt that were taken from another session.
+        faults: silent data corruption found, and made good, in passes that it had a part in.
         batch: most sequences that shared a pass with it, itself included.
     """
 
@@ -172,6 +173,7 @@ class Running:
         self.delivered = 0
         self.number = 0
         self.reserved = 0
+        self.faults: list[dict[str, Any]] = []
         self.retried = False
         self.cached = self.batch = self.accepted = self.guessed = 0
         self.submitted = self.admitted = self.began = self.ended = 0.0

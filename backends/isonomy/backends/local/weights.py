@@ -26,10 +26,15 @@ from .layout import Layout, Source
 if TYPE_CHECKING:
     import numpy as np
 
+    from isonomy.kernels import Quantised
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-STORED = {"F32": ("float32", 4), "BF16": ("uint16", 2)}
+STORED = {"F32": ("float32", 4), "BF16": ("uint16", 2), "I8": ("int8", 1)}
 """Covered types of stored weights: numpy's type of the bits, and bytes an element."""
+
+SCALE = "_scale"
+"""What the name of an int8 tensor's scales ends in, after the tensor's own name."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _RECENT = 3
@@ -58,14 +63,20 @@ class _Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
-class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
+class Weights(Mapping[str, "np.ndarray[Any, Any] | Quantised"]):
     """The tensors of a model by their canonical names, read from disk when asked for.
 
-    Each stored tensor is hashed when it is read. Values are C-contiguous: float32, or uint16
-    holding bf16 bits. For one thread only.
+    Each stored tensor is hashed when it is read. Values are C-contiguous: float32, uint16 holding
+    bf16 bits, or int8 with its scales. For one thread only.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], sources: Mapping[str, Source]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        sources: Mapping[str, Source],
+        int8: frozenset[str] = frozenset(),
+    ) -> None:
+        self._int8 = int8
         self._tensors = dict(sorted(tensors.items()))
         self._sources = dict(sources)
         self._digests: dict[str, str] = {}
@@ -83,13 +94,27 @@ class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
     def __contains__(self, name: object) -> bool:
         return name in self._sources
 
-    def __getitem__(self, name: str) -> np.ndarray[Any, Any]:
+    def __getitem__(self, name: str) -> np.ndarray[Any, Any] | Quantised:
         """Read one tensor.
 
         Raises:
             KeyError: there is none of that name.
             DamagedModel: the file ends before the tensor does.
         """
+        values = self.array(name)
+        if name not in self._int8:
+            return values
+        quantised: Quantised = packages.load("isonomy.kernels").Quantised(
+            values, self._whole.get(name + SCALE, self._read)
+        )
+        return quantised
+
+    def dtype(self, name: str) -> str:
+        """The stored type of a tensor, as safetensors names it."""
+        return self._tensors[self._sources[name].tensor].dtype
+
+    def array(self, name: str) -> np.ndarray[Any, Any]:
+        """Read one tensor, of int8 without its scales; see `__getitem__`."""
         return self._recent.get(name, self._part)
 
     def _part(self, name: str) -> np.ndarray[Any, Any]:
@@ -130,8 +155,12 @@ class Weights(Mapping[str, "np.ndarray[Any, Any]"]):
 
     @property
     def stored(self) -> str:
-        """The stored types in use, sorted: ``f32``, ``bf16`` or ``bf16+f32``."""
-        return "+".join(sorted({tensor.dtype.lower() for tensor in self._tensors.values()}))
+        """The stored types in use, sorted: ``f32``, ``bf16`` or ``bf16+f32``; or ``int8``."""
+        return (
+            "int8"
+            if self._int8
+            else "+".join(sorted({tensor.dtype.lower() for tensor in self._tensors.values()}))
+        )
 
     def digest(self) -> str:
         """Return the digest of all weights; reads those that were not read yet."""
@@ -175,7 +204,7 @@ def find(folder: Path, listing: Mapping[str, Tensor], layout: Layout) -> Weights
 
     Raises:
         DamagedModel: a file is missing or damaged, or tensors are missing, unknown or misshaped.
-        NotCovered: weights of another type than f32 and bf16.
+        NotCovered: weights of another type than the layout's.
     """
     tensors = {name: t for name, t in listing.items() if not name.endswith(layout.ignored)}
     expected = layout.stored
@@ -196,7 +225,15 @@ def find(folder: Path, listing: Mapping[str, Tensor], layout: Layout) -> Weights
         )
     for name, shape in expected.items():
         tensor = tensors[name]
-        if tensor.dtype not in STORED:
+        if name in layout.int8 or name.removesuffix(SCALE) in layout.int8:
+            wanted = "I8" if name in layout.int8 else "F32"
+            if tensor.dtype != wanted:
+                raise DamagedModel(
+                    tensor.file,
+                    f"tensor {name} is stored as {tensor.dtype}, not {wanted}, though config.json "
+                    "says that the weights are int8. Prepare the checkpoint again.",
+                )
+        elif tensor.dtype not in ("F32", "BF16"):
             raise NotCovered(
                 tensor.file,
                 f"weights: {tensor.dtype}",
@@ -211,7 +248,7 @@ def find(folder: Path, listing: Mapping[str, Tensor], layout: Layout) -> Weights
             )
     if copy is not None and layout.copy is not None:
         _require_equal(copy, tensors[layout.copy[1]], layout.copy)
-    return Weights(tensors, layout.sources)
+    return Weights(tensors, layout.sources, layout.int8)
 
 
 def _some(names: list[str]) -> str:
@@ -225,7 +262,7 @@ def _require_equal(copy: Tensor, original: Tensor, names: tuple[str, str]) -> No
         {"copy": copy, "original": original}, {n: Source(n) for n in ("copy", "original")}
     )
     same = copy.dtype == original.dtype and copy.shape == original.shape
-    if not same or pair["copy"].tobytes() != pair["original"].tobytes():
+    if not same or pair.array("copy").tobytes() != pair.array("original").tobytes():
         raise DamagedModel(
             copy.file,
             f"config.json ties the output layer to the embedding, but {names[0]} differs from "

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from isonomy.backends import reference
-from isonomy.backends.local import shipped
+from isonomy.backends.local import checkpoint, shipped
+from isonomy.backends.local.config import architecture
 from isonomy.sdk.errors import IsonomyError
 
 
@@ -27,12 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the random ids")
     parser.add_argument("--weights", choices=["int8"], help="quantise the weights first, in both")
     given = parser.parse_args(arguments)
-    folder = shipped.FOLDER if given.model == shipped.NAME else given.model
+    folder = shipped.FOLDER if given.model == shipped.NAME else Path(given.model)
+    path = folder / checkpoint.CONFIG
     try:
-        vocab = reference.logits(folder, [0]).shape[1]
+        vocab = architecture(path.read_bytes(), path, given.tokens).vocab
         ids = np.random.default_rng(given.seed).integers(0, vocab, given.tokens)
         difference = reference.compare(folder, ids, weights=given.weights)
-    except IsonomyError as error:
+    except (IsonomyError, OSError) as error:
         print(f"no second opinion: {error}", file=sys.stderr)
         return 2
     if difference is not None:

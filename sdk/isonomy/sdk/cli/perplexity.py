@@ -38,12 +38,12 @@ def perplexity_command(
     its window. The sum over all tokens is exact, so the same model, text, window and stride give
     the same figures everywhere.
     """
-    text = _text(file)
+    text = read_text(file)
 
     from isonomy.sdk.errors import ConfigError
 
     spec = model if model.startswith("local:") else f"local:{model}"
-    with opened(spec) as backend, _progress() as progress:
+    with opened(spec) as backend, bar("scoring") as progress:
         if not hasattr(backend, "perplexity"):
             raise ConfigError(f"the backend {spec!r} does not tell how probable tokens are.")
         found = backend.perplexity(
@@ -76,7 +76,8 @@ def opened(spec: str) -> Iterator[Any]:
         backend.close()
 
 
-def _text(file: str) -> str:
+def read_text(file: str) -> str:
+    """Return the text of a file, or of standard input where it is -."""
     from isonomy.sdk.errors import InputError
 
     try:
@@ -95,8 +96,8 @@ def _text(file: str) -> str:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar on standard error where that is a terminal."""
+def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Show progress on standard error where that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -104,5 +105,5 @@ def _progress() -> Iterator[Callable[[int, int], None] | None]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("scoring", total=None)
-        yield lambda done, total: progress.update(bar, completed=done, total=total)
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
