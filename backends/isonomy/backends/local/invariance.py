@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import forcing, packages
+from . import faults, forcing, packages
 
 if TYPE_CHECKING:
     from isonomy.kernels import Decoder, Session
@@ -218,7 +218,7 @@ class Subject:
         """
         with forcing.explained():
             found = way(False)
-            self.faults += [fault.linear for fault in self._kernels.faults()]
+            self.faults += [fault["linear"] for fault in faults.report()]
             row = self._first(found)
             if row is not None:
                 return f"row {row}: {self._where(way, row)}"
