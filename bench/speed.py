@@ -103,6 +103,8 @@ class _Comparison:
         return f"\n### {self._size}, {self._kind}\n\n{table(headings, rows)}\n\n{notes}"
 
     def _eager(self) -> Contender:
+        if self._kind == "int8":
+            raise Absent("has no int8 of its own")
         return Contender("eager", threads=self._threads, folder=str(self._path), weights=self._kind)
 
     def _ours(self) -> Contender:

@@ -17,9 +17,7 @@ from .serving import serve
 class Eager:
     """A checkpoint, loaded in the type it is stored in."""
 
-    def __init__(self, folder: str, weights: str) -> None:
-        if weights == "int8":
-            raise ValueError("has no int8")
+    def __init__(self, folder: str) -> None:
         logging.disable_progress_bar()
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         self._model = AutoModelForCausalLM.from_pretrained(

@@ -31,7 +31,7 @@ def test_perplexity(run: Run, text: Path, tiny: str) -> None:
     )
     assert f"over {found['scored']} scored of {found['tokens']} tokens" in lines[1]
     assert lines[2] == "windows of 16 tokens every 8"
-    assert re.fullmatch("model blake3:[0-9a-f]{64}", lines[3])
+    assert re.fullmatch("model blake3:[0-9a-f]{64}, weights f32", lines[3])
     assert (found["window"], found["stride"], found["begin"]) == (16, 8, False)
     assert float(lines[1].split(": ")[1].split()[0]) == found["nats"]
     begun = run("perplexity", tiny, text, "--window", 16, "--begin")
@@ -95,6 +95,19 @@ def test_selftest(run: Run, tiny: str) -> None:
         lines[13],
     )
     assert len(lines) == 14
+
+
+def test_int8_weights(run: Run, text: Path, tiny: str) -> None:
+    plain = run("perplexity", tiny, text, "--json").json
+    quantised = run("perplexity", tiny, text, "--weights", "int8", "--json").json
+    assert (plain["weights"], quantised["weights"]) == ("f32", "int8")
+    assert plain["nats"] != quantised["nats"]
+    found = run("selftest", tiny, *QUICK, "--weights", "int8", "--json").json
+    assert found["held"] is True
+    assert found["plan"]["rows"][-1] == "checksums"
+    refused = run("selftest", tiny, "--weights", "int4")
+    assert refused.status == 2
+    assert "'int4' is not 'int8'" in refused.err
 
 
 def test_selftest_json(run: Run, tiny: str) -> None:

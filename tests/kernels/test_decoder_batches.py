@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import cache
 from typing import Any
 
@@ -208,6 +210,34 @@ def test_many_draws_take_their_logits_in_turn() -> None:
     assert result.digests == b"".join(digests)
     expected = kernels.logprobs(result.logits[:-1], tokens[1:])
     assert result.logprobs[:-1].tobytes() == expected.tobytes()
+
+
+MANY_LOGITS = """
+import resource
+import numpy as np
+from isonomy import kernels
+
+c = kernels.DecoderConfig(
+    vocab=151936, hidden=4, layers=1, heads=1, kv_heads=1, head_dim=4, intermediate=4,
+    rms_eps=1e-5, max_positions=512, tied=True, ropes=(kernels.Rope((1.0, 0.5)),),
+)
+tensors = {n: np.ones(s, np.float32) for n, s in kernels.expected_shapes(c).items()}
+decoder = kernels.Decoder(c, tensors)
+item = kernels.StepItem(decoder.session(400), np.ones(400, np.int32), 400, forced=True)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = decoder.step([item])[0]
+assert len(result.digests) == 400 * 32
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts other units elsewhere")
+def test_logits_of_many_rows_take_bounded_memory() -> None:
+    """400 rows of 151936 logits are 232 MiB, of which 64 are held at a time."""
+    result = subprocess.run(
+        [sys.executable, "-c", MANY_LOGITS], capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) < 100
 
 
 def test_masked_tokens_behave_as_if_they_were_not_there() -> None:

@@ -17,6 +17,7 @@ from isonomy.sdk.errors import BackendError, InputError
 
 kernels = pytest.importorskip("isonomy.kernels")
 
+from isonomy.kernels.faults import inject_linear  # noqa: E402
 from isonomy.kernels.testing import inject  # noqa: E402
 
 ROWS = (
@@ -303,3 +304,23 @@ def test_no_memory_for_neighbours(backend: Local, monkeypatch: pytest.MonkeyPatc
     (row,) = (row for row in found.rows if row.name == "batches")
     assert (row.held, row.cases, row.planned) == (True, 1, 4)
     assert found.left_out == 3
+
+
+def test_int8_with_checksums(shared_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Local(shared_checkpoint, weights="int8", checksums=True) as backend:
+        sound = quick(backend)
+        assert sound.held, failed(sound)
+        assert sound.plan.rows == (*ROWS, "checksums")
+        genuine = selftest._threads
+
+        @contextmanager
+        def threads(library: Any, number: int) -> Iterator[None]:
+            with genuine(library, number), inject_linear("layer 1 down_proj", element=5, bit=9):
+                yield
+
+        monkeypatch.setattr(selftest, "_threads", threads)
+        found = failed(quick(backend))
+    assert set(found) == {"checksums"}
+    assert (
+        "rows were wrong and computed again, the first in layer 1 down_proj" in found["checksums"]
+    )

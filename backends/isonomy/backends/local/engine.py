@@ -482,14 +482,14 @@ class Engine:
         self._torn = True
 
     def _put_aside(self, sequence: Running) -> None:
-        """Take a sequence's session away; what it holds of use goes to the prefix cache."""
+        """Take a session away; unless its sequence failed, the prefix cache keeps it."""
         session, sequence.session = sequence.session, None
         if session is None:
             return
         known = min(session.length, len(sequence.ids))
         session.truncate(known)
         sequence.fed = 0
-        if not isinstance(sequence.error, NonFinite):
+        if sequence.error is None:
             self._prefixes.keep(sequence.buffer[:known], session)
 
     def _needed(self, sequence: Running) -> int:

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import forcing, packages
+from . import faults, forcing, packages
 
 if TYPE_CHECKING:
     from isonomy.kernels import Decoder, Session
@@ -70,6 +70,8 @@ class Subject:
         self.rows = len(self.ids) - 1
         self.digests = self.in_pieces([self.rows])(False).digests
         self.drawn = tuple(drawn)
+        self.faults: list[str] = []
+        """Int8 linears whose checksum failed; they were computed again, so nothing else shows."""
 
     def some(self, count: int) -> list[int]:
         """Return random ids."""
@@ -216,6 +218,7 @@ class Subject:
         """
         with forcing.explained():
             found = way(False)
+            self.faults += [fault["linear"] for fault in faults.report()]
             row = self._first(found)
             if row is not None:
                 return f"row {row}: {self._where(way, row)}"

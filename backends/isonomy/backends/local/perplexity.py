@@ -90,6 +90,7 @@ def perplexity(
         stride=step,
         begin=begin,
         model=loaded.artefacts["model"],
+        weights=loaded.stored,
     )
 
 

@@ -65,7 +65,8 @@ class Perplexity(msgspec.Struct, frozen=True, kw_only=True):
     negative log-likelihood of all scored tokens, `mean` the same a token, `perplexity` its
     exponential, `bits_per_byte` it in bits over the `bytes` (UTF-8) that the scored tokens stand
     for. Windows of `window` tokens began every `stride` tokens; `begin` tells whether each began
-    with the model's begin token. `model` is the digest of the model.
+    with the model's begin token. `model` is the digest of the model, `weights` the type of those
+    that were computed with.
     """
 
     tokens: int
@@ -79,6 +80,7 @@ class Perplexity(msgspec.Struct, frozen=True, kw_only=True):
     stride: int
     begin: bool
     model: str
+    weights: str
 
 
 def exp(value: float) -> float:

@@ -216,6 +216,7 @@ class _Matrix:
         """Return the rows: name, what it is about, and what makes its cases."""
         known = self._kernels.NUMERICS_VERSION == knowns.VERSION
         functions = ("functions", "operations have their known results", self._functions)
+        checksums = ("checksums", "no checksum of an int8 linear failed above", self._checksums)
         return [
             *([functions] if known else []),
             ("again", "the same pass once more", self._again),
@@ -227,6 +228,7 @@ class _Matrix:
             ("threads", "any number of threads", self._threads),
             ("instruction sets", "every one that this machine has", self._isas),
             ("calls", "calls at the same time, again, and verified", self._calls),
+            *([checksums] if self._loaded.decoder.config.checksums else []),
         ]
 
     def _way(self, name: str, way: Way) -> Case:
@@ -329,6 +331,17 @@ class _Matrix:
         alone = min(3, rows - 1)
         return self.subject.in_pieces([rows - alone, *[1] * alone])
 
+    def _checksums(self) -> list[Case]:
+        def sound() -> str | None:
+            if not self.subject.faults:
+                return None
+            return (
+                f"{len(self.subject.faults)} rows were wrong and computed again, the first in "
+                f"{self.subject.faults[0]}: memory or processor can't be trusted"
+            )
+
+        return [("all passes", sound)]
+
     def _calls(self) -> list[Case]:
         requests = [
             Request(
@@ -344,38 +357,33 @@ class _Matrix:
                 known.extend(self._backend.generate(request) for request in requests)
             return known
 
+        def compared(found: list[Generation]) -> str | None:
+            for generation in found:
+                faults = generation.runtime.get("faults", ())
+                self.subject.faults += [fault["linear"] for fault in faults]
+            return _first(found, alone())
+
         def again() -> str | None:
-            return _first([self._backend.generate(request) for request in requests], alone())
+            return compared([self._backend.generate(request) for request in requests])
 
         def together() -> str | None:
-            expected = alone()
+            alone()
             with ThreadPoolExecutor(len(requests)) as pool:
-                return _first(list(pool.map(self._backend.generate, requests)), expected)
+                return compared(list(pool.map(self._backend.generate, requests)))
 
-        def verified() -> str | None:
-            return _first(
+        def with_records(records: list[Generation]) -> str | None:
+            return compared(
                 [
                     self._backend.generate(request, recorded=recorded)
-                    for request, recorded in zip(requests, alone(), strict=True)
-                ],
-                known,
-            )
-
-        def misled() -> str | None:
-            others = [*alone()[1:], known[0]]
-            return _first(
-                [
-                    self._backend.generate(request, recorded=recorded)
-                    for request, recorded in zip(requests, others, strict=True)
-                ],
-                known,
+                    for request, recorded in zip(requests, records, strict=True)
+                ]
             )
 
         return [
             (f"{len(requests)} calls once more", again),
             (f"{len(requests)} calls at the same time", together),
-            ("calls verified by their answers", verified),
-            ("calls misled by other answers", misled),
+            ("calls verified by their answers", lambda: with_records(alone())),
+            ("calls misled by other answers", lambda: with_records([*alone()[1:], alone()[0]])),
         ]
 
 

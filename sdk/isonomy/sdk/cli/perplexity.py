@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+weights_option = click.option(
+    "--weights",
+    type=click.Choice(["int8"]),
+    help="Quantise the weights when the model is loaded.",
+)
+
+
 @click.command("perplexity")
 @click.argument("model", callback=some)
 @click.argument("file", callback=some)
@@ -27,9 +34,16 @@ if TYPE_CHECKING:
     "--stride", type=click.IntRange(1), help="New tokens in each window; else half a window."
 )
 @click.option("--begin", is_flag=True, help="Put the model's begin token before every window.")
+@weights_option
 @json_option
 def perplexity_command(
-    model: str, file: str, window: int | None, stride: int | None, begin: bool, as_json: bool
+    model: str,
+    file: str,
+    window: int | None,
+    stride: int | None,
+    begin: bool,
+    weights: str | None,
+    as_json: bool,
 ) -> None:
     """Print MODEL's perplexity of the text in FILE (- is standard input).
 
@@ -43,7 +57,7 @@ def perplexity_command(
     from isonomy.sdk.errors import ConfigError
 
     spec = model if model.startswith("local:") else f"local:{model}"
-    with opened(spec) as backend, bar("scoring") as progress:
+    with opened(spec, weights=weights) as backend, bar("scoring") as progress:
         if not hasattr(backend, "perplexity"):
             raise ConfigError(f"the backend {spec!r} does not tell how probable tokens are.")
         found = backend.perplexity(
@@ -60,16 +74,17 @@ def perplexity_command(
         f"{found.tokens} tokens, {found.bytes} bytes\n"
         f"windows of {found.window} tokens every {found.stride}"
         f"{', each with a begin token' if found.begin else ''}\n"
-        f"model {found.model}"
+        f"model {found.model}, weights {found.weights}"
     )
 
 
 @contextmanager
-def opened(spec: str) -> Iterator[Any]:
-    """Open a model for a command, and close it after."""
+def opened(spec: str, **options: Any) -> Iterator[Any]:
+    """Open a model for a command, with the options that are given, and close it after."""
     from isonomy.sdk.config import open_backend
 
-    backend = open_backend(spec)
+    chosen = {name: value for name, value in options.items() if value is not None}
+    backend = open_backend(spec, **chosen)
     try:
         yield backend
     finally:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .output import json_option, some, write_json
-from .perplexity import opened
+from .perplexity import opened, weights_option
 
 if TYPE_CHECKING:
     from isonomy.backends.local.selftest import Plan, Row, SelfTest
@@ -21,21 +21,24 @@ if TYPE_CHECKING:
     type=click.FloatRange(0.0, min_open=True),
     help="What it may take, about: else 600, or 30 with --quick.",
 )
+@weights_option
 @json_option
-def selftest_command(model: str, quick: bool, seconds: float | None, as_json: bool) -> None:
+def selftest_command(
+    model: str, quick: bool, seconds: float | None, weights: str | None, as_json: bool
+) -> None:
     """Test on this machine that MODEL gives the same bits however it is computed.
 
     MODEL is demo, or the folder of a checkpoint. A random sequence is computed token by token, in
     pieces, with guesses, from a warm cache, among neighbours, with any number of threads and on
     every instruction set; all logits of all its rows are compared. What there is no time for is
-    left out, and counted.
+    left out, and counted. With --weights int8 every linear's checksum is watched, too.
 
     Exit status: 0 everything that was tried held, 1 something did not.
     """
     from isonomy.sdk.errors import ConfigError
 
     spec = model if model.startswith("local:") else f"local:{model}"
-    with opened(spec) as backend:
+    with opened(spec, weights=weights, checksums=weights and True) as backend:
         if not hasattr(backend, "selftest"):
             raise ConfigError(f"the backend {spec!r} has no self-test; the built-in engine does.")
         told: dict[str, Any] = {} if as_json else {"on_plan": _write_plan, "on_row": _write_row}
