@@ -105,7 +105,7 @@ class _Comparison:
     def _eager(self) -> Contender:
         if self._kind == "int8":
             raise Absent("has no int8 of its own")
-        return Contender("eager", threads=self._threads, folder=str(self._path), weights=self._kind)
+        return Contender("eager", threads=self._threads, folder=str(self._path))
 
     def _ours(self) -> Contender:
         return Contender("ours", threads=self._threads, folder=str(self._path), weights=self._kind)
