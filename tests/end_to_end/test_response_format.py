@@ -143,7 +143,7 @@ def test_a_form_that_cannot_be_had_ends_its_own_call_only(backend: Local, tmp_pa
         with pytest.raises(UnusableFormat, match="uniqueItems"):
             bad.result()
         assert [told(future.result()) for future in good] == [expected] * 3
-    with Guard(backend, log=tmp_path / "log") as guard:
+    with Guard("local:demo", log=tmp_path / "log") as guard:
         with pytest.raises(UnusableFormat, match="uniqueItems"):
             guard.chat("hello", response_format=wrong)
         call = calls.newest(tmp_path / "log")
