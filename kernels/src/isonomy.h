@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define ISO_ABI 3
+#define ISO_ABI 4
 #define ISO_NUMERICS_VERSION 1
 
 #if defined(__GNUC__)
@@ -182,17 +182,20 @@ enum {  // operations of a layer whose results can be digested, or damaged by is
 // after tokens[count - draws + j] from its own logits, mask row and position, with the history cut to what lies before;
 // drawing stops at the first token that is not tokens[count - draws + j + 1]. The session keeps the tokens up to the one
 // that drew last. Sampling's position is ignored. What lies beyond the accepted rows of the result arrays is arbitrary.
+// Then follow up to `ahead` steps of plain decoding: the token drawn last is appended, and the next one drawn, until one of
+// `ends` is drawn, or such a step fails; what was drawn before it stands. Not with a mask or a repetition penalty.
 typedef struct {
     iso_session* session;
     const int32_t* tokens;   // count
     const int32_t* history;  // ids of prompt and answer so far, these tokens included; for the repetition penalty
     const uint32_t* mask;    // draws x ceil(vocab / 32), bit 1 = admitted; or NULL
-    int32_t* drawn;          // draws
-    float* logprobs;         // draws
-    uint8_t* digests;        // draws x 32
-    float* logits;           // draws x vocab, or NULL
-    uint8_t* trace;          // draws x layers x ISO_STAGES x 32, or NULL
-    uint64_t count, draws, history_length;
+    const int32_t* ends;     // ends_count
+    int32_t* drawn;          // rows = draws + ahead
+    float* logprobs;         // rows
+    uint8_t* digests;        // rows x 32
+    float* logits;           // rows x vocab, or NULL
+    uint8_t* trace;          // rows x layers x ISO_STAGES x 32, or NULL
+    uint64_t count, draws, ahead, history_length, ends_count;
     iso_sampling sampling;
     int32_t mode;
     int32_t code, layer, accepted;  // out: as a function's result, iso_error_layer, and rows that count

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include <algorithm>
 #include <mutex>
 #include <string>
 
@@ -174,6 +175,64 @@ void validate(const Decoder& decoder, const iso_item& item) {
         require(float(item.sampling.repetition_penalty) == 1.0f || !item.history_length || item.history_length >= item.draws,
                 "the history must hold at least the tokens that draw");
     }
+    if (item.ahead)
+        require(item.mode == ISO_DRAW && item.draws && !item.mask && float(item.sampling.repetition_penalty) == 1.0f,
+                "steps ahead need a draw, and neither a mask nor a repetition penalty");
+}
+
+// The next plain step of an item whose last drawn token is not in its session yet.
+iso_item next_of(const Decoder& decoder, const iso_item& item) {
+    const size_t rows = size_t(item.accepted), trace = size(decoder.config().layers) * ISO_STAGES * 32;
+    iso_item next = item;
+    next.tokens = item.drawn + rows - 1;
+    next.history = nullptr;
+    next.drawn += rows, next.logprobs += rows, next.digests += 32 * rows;
+    if (next.logits) next.logits += rows * size(decoder.config().vocab);
+    if (next.trace) next.trace += rows * trace;
+    next.count = next.draws = 1;
+    next.history_length = 0;
+    next.accepted = 0;
+    return next;
+}
+
+// Steps ahead, for all items together. One that fails leaves its session as the step before it did, and ends there: who
+// asks for that step again meets the error.
+void run_ahead(Decoder& decoder, Workspace& workspace, const std::vector<Run>& first) {
+    struct Going {
+        iso_item* item;
+        Session* session;
+    };
+    std::vector<Going> going;
+    for (const Run& run : first)
+        if (run.item->code == ISO_OK && run.item->ahead) going.push_back({run.item, run.session});
+    for (uint64_t step = 0; !going.empty(); ++step) {
+        std::vector<iso_item> items;
+        std::vector<Run> runs;
+        std::vector<Going> still;
+        items.reserve(going.size()), runs.reserve(going.size()), still.reserve(going.size());
+        for (const Going& g : going) {
+            const int32_t last = g.item->drawn[g.item->accepted - 1];
+            if (step == g.item->ahead || std::find(g.item->ends, g.item->ends + g.item->ends_count, last) != g.item->ends + g.item->ends_count)
+                continue;
+            try {
+                g.session->reserve(1);
+            } catch (const Failure&) {
+                continue;
+            }
+            items.push_back(next_of(decoder, *g.item));
+            runs.push_back({&items.back(), g.session, g.session->length(), 1, 1, 0, 0, false, {}});
+            still.push_back(g);
+        }
+        if (runs.empty()) return;
+        Pass(decoder, workspace).run(runs);
+        going.clear();
+        for (size_t i = 0; i < runs.size(); ++i) {
+            finish(runs[i]);
+            if (items[i].code != ISO_OK) continue;
+            ++still[i].item->accepted;
+            going.push_back(still[i]);
+        }
+    }
 }
 
 }  // namespace
@@ -216,6 +275,11 @@ void take_step(Decoder& decoder, iso_item* items, size_t count) {
     if (!again.empty()) Pass(decoder, *workspace).run(again);
     for (Run& run : runs) finish(run);
     for (Run& run : again) finish(run);
+    try {
+        run_ahead(decoder, *workspace, runs);
+    } catch (const std::bad_alloc&) {
+        // What was drawn stands.
+    }
     decoder.give_back(std::move(workspace));
 }
 

@@ -13,6 +13,7 @@ import pytest
 from tests.kernels.test_decoder import FAMILIES, tensors_of
 
 from isonomy import kernels
+from isonomy.kernels import testing
 
 Ids = npt.NDArray[np.int32]
 VOCAB = 131
@@ -455,3 +456,105 @@ def test_a_trace_names_the_first_stage_that_differs() -> None:
         testing.inject(layer=0, stage="mlp", row=0, element=0, bit=0),
     ):
         pass
+
+
+@pytest.mark.parametrize("family", ["llama", "int8"] if "int8" in FAMILIES else ["llama"])
+def test_steps_ahead_are_the_steps_that_follow(family: str) -> None:
+    """Several sessions of several lengths run ahead together, each by another number of steps."""
+    prompts = [random_ids(seed, 3 + 90 * seed) for seed in range(4)]
+    params = kernels.SamplingParams(temperature=0.9, top_k=60, seed=5)
+    expected = [plain(family, prompt, 9, params) for prompt in prompts]
+    sessions = [decoder(family).session(600) for _ in prompts]
+    items = [
+        kernels.StepItem(
+            session, prompt, params=params, ahead=2 * i, with_logits=True, trace=bool(i % 2)
+        )
+        for i, (session, prompt) in enumerate(zip(sessions, prompts, strict=True))
+    ]
+    for i, result in enumerate(map(good, decoder(family).step(items))):
+        given = [
+            (token, result.logprobs[j].tobytes(), result.digests[32 * j : 32 * j + 32])
+            for j, token in enumerate(result.tokens)
+        ]
+        assert given == expected[i][: 1 + 2 * i]
+        assert sessions[i].length == len(prompts[i]) + 2 * i
+        assert result.logits is not None
+        assert kernels.step_digests(result.logits) == [step[2] for step in given]
+        layers = decoder(family).config.layers
+        if i % 2:
+            assert result.trace is not None
+            assert len(result.trace) == (1 + 2 * i) * layers * len(kernels.STAGES) * 32
+        again = good(
+            decoder(family).step(
+                [kernels.StepItem(sessions[i], [result.tokens[-1]], params=params)]
+            )[0]
+        )
+        assert again.tokens[0] == expected[i][1 + 2 * i][0]
+
+
+def test_steps_ahead_end_at_an_end_and_at_the_end_of_the_session() -> None:
+    prompt = random_ids(8, 20)
+    steps = plain("llama", prompt, 9, kernels.GREEDY)
+    end = steps[4][0]
+    first = [step[0] for step in steps].index(end)
+    session = decoder("llama").session(64)
+    item = kernels.StepItem(session, prompt, ahead=8, ends=np.array([end, 7], np.int32))
+    result = good(decoder("llama").step([item])[0])
+    assert result.tokens == tuple(step[0] for step in steps[: first + 1]) or 7 in result.tokens
+    assert session.length == 20 + len(result.tokens) - 1
+    short = decoder("llama").session(23)
+    result = good(decoder("llama").step([kernels.StepItem(short, prompt, ahead=8)])[0])
+    assert result.tokens == tuple(step[0] for step in steps[:4])
+    assert short.length == 23
+
+
+def test_a_step_ahead_that_fails_leaves_what_was_drawn_before_it() -> None:
+    """A bit of some element of the second step's hidden state makes it NaN or infinite."""
+    prompt = random_ids(8, 20)
+    expected = tuple(step[0] for step in plain("llama", prompt, 4, kernels.GREEDY))
+    config = decoder("llama").config
+    failed = 0
+    for element in range(config.hidden):
+        session, other = decoder("llama").session(64), decoder("llama").session(64)
+        items = [
+            kernels.StepItem(session, prompt, ahead=3),
+            kernels.StepItem(other, prompt[:5], ahead=3),
+        ]
+        last = config.layers - 1
+        with testing.inject(layer=last, stage="mlp_residual", row=21, element=element, bit=30):
+            first, second = map(good, decoder("llama").step(items))
+        assert session.length == 20 + len(first.tokens) - 1
+        assert len(second.tokens) == 4
+        if len(first.tokens) < 4:
+            failed += 1
+            assert first.tokens == expected[:2]
+            after = decoder("llama").step([kernels.StepItem(session, [expected[1]])])
+            assert good(after[0]).tokens == expected[2:3]
+    assert failed
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ahead": -1}, "ahead must be between 0 and"),
+        ({"ahead": 1, "draws": 0}, "steps ahead need a draw"),
+        ({"ahead": 1, "params": PARAMS}, "neither a mask nor a repetition penalty"),
+        ({"ahead": 1, "forced": True, "draws": 2}, "steps ahead need a draw"),
+    ],
+)
+def test_steps_ahead_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:
+    session, other = decoder("llama").session(16), decoder("llama").session(16)
+    items = [
+        kernels.StepItem(session, [1, 2], **changes),
+        kernels.StepItem(other, [1, 2], with_logits=True),
+    ]
+    refused, fine = decoder("llama").step(items)
+    assert isinstance(refused, kernels.ArgumentError)
+    assert said in str(refused)
+    assert session.length == 0
+    assert (
+        good(fine).tokens
+        == good(
+            decoder("llama").step([kernels.StepItem(decoder("llama").session(4), [1, 2])])[0]
+        ).tokens
+    )

@@ -129,6 +129,8 @@ class Decoder:
     def step(self, items: Sequence[StepItem]) -> list[StepsResult | KernelError]:
         """One pass over all layers for all items together, and what is drawn from its logits.
 
+        Then, for items with `ahead`, further passes of plain decoding in the same call.
+
         Args:
             items: of sessions of this decoder, each session at most once.
 

@@ -40,7 +40,7 @@ from isonomy.kernels.errors import (
     UnsupportedError,
 )
 
-ABI = 3
+ABI = 4
 NUMERICS_VERSION = 1
 FILE_NAME = "libisonomy_kernels" + (".dylib" if sys.platform == "darwin" else ".so")
 

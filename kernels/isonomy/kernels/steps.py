@@ -37,12 +37,13 @@ STAGES = (
 """Operations of a layer that a trace digests, in their order (kernels/NUMERICS.md, section 7)."""
 
 NO_IDS: Ids = np.empty(0, np.int32)
+MOST_AHEAD = 1024
 _INT32 = np.dtype(np.int32)
 
-# iso_item of isonomy.h: nine pointers, three counts, the sampling, the mode; the results follow.
-_ITEM = struct.Struct("=9Q3Q56si")
+# iso_item of isonomy.h: ten pointers, five counts, the sampling, the mode; the results follow.
+_ITEM = struct.Struct("=10Q5Q56si")
 _RESULT = struct.Struct("=3i")
-_RESULT_AT, _ERROR_AT, _SIZE = 156, 168, 424
+_RESULT_AT, _ERROR_AT, _SIZE = 180, 192, 448
 _DRAW, _FORCED, _LOGITS = 0, 1, 2
 
 
@@ -63,6 +64,10 @@ class StepItem(msgspec.Struct, frozen=True, eq=False):
         trace: return a digest of each layer's stages, too.
         forced: draw nothing and keep all tokens; rows report the log-probability of the token that
             follows in `tokens`.
+        ahead: after that, so many steps of plain decoding in the same call: each appends the token
+            drawn last and draws the next. They end early where one of `ends` is drawn, or a step
+            fails, whose error is met by asking for it again. Not with a mask or a penalty.
+        ends: int32, see `ahead`.
     """
 
     session: Session
@@ -74,13 +79,15 @@ class StepItem(msgspec.Struct, frozen=True, eq=False):
     with_logits: bool = False
     trace: bool = False
     forced: bool = False
+    ahead: int = 0
+    ends: npt.ArrayLike = NO_IDS
 
 
 class StepsResult(msgspec.Struct, frozen=True, eq=False):
-    """What a session gets from a step: the rows up to the one whose token was no guess.
+    """What a session gets from a step: the rows up to the one whose token was no guess, and ahead.
 
     Attributes:
-        tokens: drawn; all but the last are the guesses that held. Empty where `forced`.
+        tokens: drawn; all but the last are in the session. Empty where `forced`.
         logprobs: float32, one a row, before penalties, mask and temperature. Where `forced`, of the
             token that follows; the last row's is NaN.
         digests: 32 bytes a row, BLAKE3 of its logits.
@@ -111,7 +118,7 @@ class _Step:
 
     def __init__(self, vocab: int, layers: int, items: Sequence[StepItem], mode: int) -> None:
         self.vocab, self.layers, self.mode = vocab, layers, mode
-        draws = sum(item.draws for item in items if item.draws > 0)
+        draws = sum(max(item.draws, 0) + min(max(item.ahead, 0), MOST_AHEAD) for item in items)
         self.records = bytearray(_SIZE * len(items))
         self.drawn = np.empty(draws, np.int32)
         self.logprobs = np.empty(draws, np.float32)
@@ -132,15 +139,19 @@ class _Step:
                 if n
                 else "there must be at least one token"
             )
+        if not 0 <= item.ahead <= MOST_AHEAD:
+            raise ArgumentError(f"ahead must be between 0 and {MOST_AHEAD}, not {item.ahead}")
+        ends = _array("ends", item.ends) if item.ahead else NO_IDS
+        rows = draws + item.ahead
         mask = logits = trace = None
         if mode == _DRAW and item.forced:
             mode = _FORCED
         if item.mask is not None:
             mask = mask_of(item.mask, draws, self.vocab)
         if item.with_logits:
-            logits = np.empty((draws, self.vocab), np.float32)
+            logits = np.empty((rows, self.vocab), np.float32)
         if item.trace:
-            trace = bytearray(32 * draws * self.layers * len(STAGES))
+            trace = bytearray(32 * rows * self.layers * len(STAGES))
         drawn, logprobs, digests = self.places
         _ITEM.pack_into(
             self.records,
@@ -149,6 +160,7 @@ class _Step:
             address(tokens),
             address(history) if history is not NO_IDS else 0,
             0 if mask is None else address(mask),
+            address(ends),
             drawn + 4 * self.rows,
             logprobs + 4 * self.rows,
             digests + 32 * self.rows,
@@ -156,14 +168,16 @@ class _Step:
             address(trace) if trace else 0,
             n,
             draws,
+            item.ahead,
             history.shape[0],
+            ends.shape[0],
             _sampling_of(params),
             mode,
         )
-        self.kept.append((tokens, history, mask))
+        self.kept.append((tokens, history, mask, ends))
         place = self.count, self.rows, mode, logits, trace
         self.count += 1
-        self.rows += draws
+        self.rows += rows
         return place
 
     def result(self, place: _Place) -> StepsResult | KernelError:

@@ -37,6 +37,16 @@ from .sequence import Running, Work
 UNDELIVERED = 64
 """Pieces of text that may wait for a caller before his sequence is passed over."""
 
+AHEAD_SECONDS = 0.03
+"""Steps that take so long together may be one call of the library while nobody waits to be let in.
+
+Between two of them Python's memory has left the processor's caches, and costs ten times as much as
+when it is warm; whoever arrives or leaves meanwhile waits so long at most.
+"""
+
+MOST_AHEAD = 7
+"""Steps after the first in one call of the library."""
+
 SPECULATING = 4
 """Decoding sequences above which nobody's draft is asked: rows are then well used already."""
 
@@ -65,6 +75,7 @@ class Engine:
         prompt_chunk: Most rows of prompts in one pass.
         prefix_cache_bytes: Of `cache_bytes` at most, for sequences that have ended.
         clock: Seconds.
+        most_ahead: Most steps beyond one in a call of the library while there is nobody else.
     """
 
     def __init__(
@@ -77,6 +88,7 @@ class Engine:
         prompt_chunk: int,
         prefix_cache_bytes: int,
         clock: Callable[[], float],
+        most_ahead: int = MOST_AHEAD,
     ) -> None:
         self._decoder = decoder
         self._cache_bytes = cache_bytes
@@ -85,6 +97,7 @@ class Engine:
         self._chunk = prompt_chunk
         self._certain = max(1, GUESSED_BYTES // (4 * decoder.config.vocab))
         self._clock = clock
+        self._most_ahead = most_ahead
         self._lead = Lead(after_fork=self._forked)
         self._numbers = itertools.count()
         self._calls: dict[Running, Call] = {}
@@ -97,6 +110,7 @@ class Engine:
         self._torn = False  # a step began, and its results are not all taken
         self._ended = False  # somebody may be over
         self._outside = 0.0
+        self._pace = AHEAD_SECONDS  # seconds of a step of those who only decode
 
     # Callers
 
@@ -290,6 +304,7 @@ class Engine:
         if works:
             results = self._compute(works)
             after = self._clock()
+            self._pace = (after - before) / (1 + max(work.item.ahead for work in works))
             self._outside += before - began
             for fault in faults.report():
                 for work in works:
@@ -309,7 +324,8 @@ class Engine:
         works: list[Work] = []
         rows = self._chunk
         present = [other for other in self._running if other.undelivered < UNDELIVERED]
-        ahead = Pace.MOST if len(present) <= SPECULATING else 0
+        most = Pace.MOST if len(present) <= SPECULATING else 0
+        ahead = self._steps_ahead(present)
         reading: list[Running] = []
         for sequence in present:
             rest = sequence.rest
@@ -324,9 +340,11 @@ class Engine:
                 rows -= known
                 guesses = 0
             else:
-                known, guesses = 1, ahead
+                known, guesses = 1, most
+            if certain:
+                guesses = min(rows, self._certain)
             try:
-                work = sequence.work(known, min(rows, self._certain) if certain else guesses)
+                work = sequence.work(known, guesses, ahead)
             except IsonomyError as error:  # its grammar gave up
                 self._fail(sequence, error)
                 continue
@@ -334,6 +352,16 @@ class Engine:
                 rows -= work.guesses
             works.append(work)
         return works
+
+    def _steps_ahead(self, present: list[Running]) -> int:
+        """Return how many more steps than one this pass may take without looking at anybody."""
+        if not self._most_ahead or self._waiting or self._arrivals:
+            return 0
+        for other in present:
+            if not other.plain:
+                return 0
+        within = int(min(AHEAD_SECONDS / max(self._pace, 1e-9), 1 + self._most_ahead))
+        return max(0, within - 1)
 
     def _catch_up(self, sequence: Running, reading: list[Running]) -> bool:
         """Take over what another has computed of the same tokens; true: wait, it computes more.

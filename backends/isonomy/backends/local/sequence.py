@@ -162,10 +162,14 @@ class Running:
         self._blank = blank
         self.answer = self._blank()
         self._eos_ids = eos_ids
+        self._ends = np.array(sorted(eos_ids), np.int32)
         self._vocab = vocab
         self.draft = draft
         self._pace = Pace()
         self._trace = trace
+        self._plain = (
+            draft is None and constraint is None and self.parameters.repetition_penalty == 1
+        )
         self.listening = listening
         self.cold = cold
         self.error: Exception | None = None
@@ -199,22 +203,31 @@ class Running:
         """Tokens to feed before the next can be drawn; one while decoding."""
         return len(self.ids) - self.fed
 
-    def work(self, rows: int, guesses: int) -> Work:
-        """Say what to compute next: at most `rows` tokens that are known, then guesses."""
+    @property
+    def plain(self) -> bool:
+        """Whether it decodes, and needs nobody between two steps."""
+        return self._plain and self.rest == 1
+
+    def work(self, rows: int, guesses: int, ahead: int = 0) -> Work:
+        """Say what to compute next: at most `rows` tokens that are known, then guesses.
+
+        Where nothing is guessed and nothing but tokens decides what is drawn, so many steps
+        `ahead` in the same pass of the library.
+        """
         assert self.session is not None
         length = len(self.ids)
         end = min(length, self.fed + rows)
-        draws = ahead = 0
+        draws = guesses_made = 0
         mask = None
         if end == length:
             guessed = self._guess(guesses)
             if self.answer.constraint is not None:
                 guessed, mask = _masked(self.answer.constraint, guessed)
-            ahead = len(guessed)
-            draws = 1 + ahead
-            if ahead:
-                self.buffer[end : end + ahead] = guessed
-                end += ahead
+            guesses_made = len(guessed)
+            draws = 1 + guesses_made
+            if guesses_made:
+                self.buffer[end : end + guesses_made] = guessed
+                end += guesses_made
         item = kernels.StepItem(
             self.session,
             self.buffer[self.fed : end],
@@ -223,8 +236,10 @@ class Running:
             self.buffer[:end],
             mask,
             trace=self._trace,
+            ahead=min(ahead, self.budget - len(self.steps) - 1) if self.plain else 0,
+            ends=self._ends,
         )
-        return Work(self, item, end - draws, draws, ahead)
+        return Work(self, item, end - draws, draws, guesses_made)
 
     def _guess(self, most: int) -> list[int]:
         if self.draft is None:

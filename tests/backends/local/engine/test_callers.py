@@ -62,7 +62,7 @@ def test_an_interrupted_leader_disturbs_nobody(model: Any, kit: SimpleNamespace,
     expected = model.plain(PROMPT, sampling)
     at, hits = part, 0
     while True:
-        driver = kit.Driver(model.engine(prompt_chunk=16))
+        driver = kit.Driver(model.engine(prompt_chunk=16, most_ahead=2))
         others = [
             model.running(PROMPT, sampling, listening=True),
             model.running(PROMPT[:30], sampling, draft=PromptLookup()),

@@ -40,7 +40,7 @@ def test_everybody_gets_his_own_answer(model: Any, kit: SimpleNamespace, chunk: 
         )
         for _ in range(24)
     ]
-    driver = kit.Driver(model.engine(prompt_chunk=chunk, max_running=10))
+    driver = kit.Driver(model.engine(prompt_chunk=chunk, max_running=10, most_ahead=3))
     sequences = [model.running(prompt, sampling) for prompt, sampling in asked]
     driver.submit(*sequences)
     driver.finish()
@@ -57,7 +57,11 @@ def test_a_thousand_completions_among_random_neighbours(model: Any, kit: SimpleN
     sampling = model.sampling(repetition_penalty=1.1, max_tokens=10, seed=0xFEDCBA9876543210)
     expected = model.plain(target, sampling)
     engine = model.engine(
-        prompt_chunk=37, max_running=12, cache_bytes=1 << 23, prefix_cache_bytes=1 << 20
+        prompt_chunk=37,
+        max_running=12,
+        cache_bytes=1 << 23,
+        prefix_cache_bytes=1 << 20,
+        most_ahead=2,
     )
     count, callers, loops = 1000, 8, 2
     results: list[Any] = []
@@ -142,6 +146,48 @@ def test_rows_of_a_pass(model: Any, kit: SimpleNamespace) -> None:
     assert rows[:6] == [[3, 17], [1, 20], [1, 20], [1, 20], [1, 13, 2], [1, 1, 1]]
     assert all(sum(row for row in each if row > 1) <= 20 for each in rows)
     assert len(rows) == 4 + 30  # `other` drew its first token in the fifth pass
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.0}])
+def test_steps_ahead_while_there_is_nothing_but_decoding(
+    model: Any, kit: SimpleNamespace, changes: dict[str, Any]
+) -> None:
+    """Several steps are one call of the library then; the answers are those of single steps."""
+    decoder = kit.Watched(model.decoder)
+    aheads: list[list[int]] = []
+    decoder.before = lambda items: aheads.append([item.ahead for item in items])
+    driver = kit.Driver(model.engine(decoder, most_ahead=7, clock=lambda: 0.0))
+    sampling = model.sampling(max_tokens=22, **changes)
+    whole = model.plain([5, 6, 7], sampling)[0].ids
+    ends = (whole[5],)  # one answer ends by a token, within a call
+    sequences = [
+        model.running([5, 6, 7], sampling),
+        model.running([5, 6, 7], sampling, eos_ids=ends),
+        model.running([9] * 40, model.sampling(max_tokens=22)),
+    ]
+    driver.submit(*sequences)
+    driver.finish()
+    assert kit.outcome(sequences[0]) == model.plain([5, 6, 7], sampling)
+    assert kit.outcome(sequences[1]) == model.plain([5, 6, 7], sampling, ends)
+    assert kit.outcome(sequences[2]) == model.plain([9] * 40, model.sampling(max_tokens=22))
+    assert aheads[0] == [0, 0, 0]  # prompts are read
+    assert aheads[1] == [7, 7, 7]
+    assert aheads[-1] == [4, 4]  # 22 tokens: 1, then 8, 8, and 5 are left; one has ended
+    stopped = model.sampling(
+        max_tokens=22, stop=(model.plain([5, 6, 7], sampling)[1][10:13],), **changes
+    )
+    one = model.running([5, 6, 7], stopped)
+    driver.submit(one)
+    driver.finish()
+    assert one.answer.finish_reason == "stop"
+    assert kit.outcome(one) == model.plain([5, 6, 7], stopped)
+    late = model.running([3] * 20, sampling)
+    alone = model.running([4] * 20, model.sampling(max_tokens=9, repetition_penalty=1.3))
+    del aheads[:]
+    driver.submit(late, alone)
+    driver.finish()
+    assert not any(map(any, aheads[:9]))  # a penalty wants to know what was drawn
+    assert kit.outcome(late) == model.plain([3] * 20, sampling)
 
 
 def test_places_are_given_in_the_order_of_arrival(model: Any, kit: SimpleNamespace) -> None:
