@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.backends.families import random_model, torch
 
+from isonomy.backends.local.quantised import prepare
 from isonomy.backends.reference import dispatch
 from isonomy.backends.reference.__main__ import main
 
@@ -40,3 +41,11 @@ def test_no_opinion(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("no second opinion: [Errno 2] No such file")
     assert "missing keys: model.layers.3" in second
+
+
+def test_a_prepared_checkpoint(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(folder, tmp_path / "int8")
+    assert main([str(tmp_path / "int8"), "--tokens", "30"]) == 2
+    assert "Give the checkpoint that it was prepared from" in capsys.readouterr().err
