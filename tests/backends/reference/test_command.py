@@ -49,3 +49,13 @@ def test_a_prepared_checkpoint(
     prepare(folder, tmp_path / "int8")
     assert main([str(tmp_path / "int8"), "--tokens", "30"]) == 2
     assert "Give the checkpoint that it was prepared from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--tokens", "--seed"])
+@pytest.mark.parametrize("value", ["-5", "x"])
+def test_no_number(
+    folder: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(folder), option, value])
+    assert f"argument {option}: '{value}' is not a whole number" in capsys.readouterr().err
