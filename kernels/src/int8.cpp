@@ -85,13 +85,19 @@ void run_checked(const Kernels& k, const Packed& w, Int8Call call, const float* 
         if (injecting_linears()) corrupt_sums(w, p, first, rows, here);
         k.weigh_sums(here, rows, r + p * PANEL, weighed + p * rows);
     });
+    size_t damaged = 0;
+    bool looked = false;  // at all weights, which takes long where every row fails
     for (size_t m = 0; m < rows; ++m) {
         uint64_t found = 0;
         for (size_t p = 0; p < panels; ++p) found += weighed[p * rows + m];
         if (found == expected[m]) continue;
         const bool recomputed = compute_again(k, w, call, x, m, first, sums, scales);
-        if (!recomputed) scales[m] = __builtin_nanf("");
-        remember_corruption({w.name(), first + m, recomputed, recomputed ? 0 : damaged_panels(w, w.checksum()).size()});
+        if (!recomputed) {
+            scales[m] = __builtin_nanf("");
+            if (!looked) damaged = damaged_panels(w, w.checksum()).size();
+            looked = true;
+        }
+        remember_corruption({w.name(), first + m, recomputed, recomputed ? 0 : damaged});
     }
     const size_t outputs = panels_of(call.n), each = call.epilogue == GATED ? 2 : 1;
     parallel(outputs, grain_of(outputs), MAX_THREADS, [&](size_t p, int) {
