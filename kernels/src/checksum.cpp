@@ -66,7 +66,8 @@ Checksum checksum_of(const Packed& packed) {
             for (size_t g = begin; g < end; ++g)
                 for (size_t i = 0; i < PANEL; ++i)
                     for (size_t j = 0; j < 4; ++j)
-                        result.c[g * 4 + j] += int64_t(r[p * PANEL + i]) * w[p * bytes + (g * PANEL + i) * 4 + j];
+                        result.c[g * 4 + j] = int64_t(uint64_t(result.c[g * 4 + j]) +
+                                                      uint64_t(int64_t(r[p * PANEL + i]) * w[p * bytes + (g * PANEL + i) * 4 + j]));
     });
     result.digests = Buffer<uint8_t>(panels * 32, Life::LASTING);
     parallel(panels, grain_of(panels), MAX_THREADS, [&](size_t p, int) {

@@ -36,8 +36,8 @@ class Scratch {
     uint8_t* next_;
 };
 
-void pack_tiles(const Packed& w, const float* x, size_t rows, uint8_t* packed, float* scales, uint64_t* expected) {
-    const Kernels& k = kernels();
+void pack_tiles(const Kernels& k, const Packed& w, const float* x, size_t rows, uint8_t* packed, float* scales,
+                uint64_t* expected) {
     const size_t tile = k.int8_rows, width = w.groups() * 4;
     const int64_t* const c = expected ? w.checksum().c.data() : nullptr;
     parallel((rows + tile - 1) / tile, [&](size_t i) {
@@ -48,9 +48,8 @@ void pack_tiles(const Packed& w, const float* x, size_t rows, uint8_t* packed, f
 }
 
 // One row once more, from x; true if its checksum holds now.
-bool compute_again(const Packed& w, const Int8Call& call, const float* x, size_t m, size_t first, int32_t* sums,
-                   float* scales) {
-    const Kernels& k = kernels();
+bool compute_again(const Kernels& k, const Packed& w, const Int8Call& call, const float* x, size_t m, size_t first,
+                   int32_t* sums, float* scales) {
     Buffer<uint8_t> packed(w.groups() * 4);
     uint64_t expected, found = 0;
     k.pack_int8_rows(x + m * w.k(), w.k(), 1, w.k(), packed.data(), scales + m, w.checksum().c.data(), &expected);
@@ -68,8 +67,7 @@ bool compute_again(const Packed& w, const Int8Call& call, const float* x, size_t
     return found == expected;
 }
 
-void run_checked(const Packed& w, Int8Call call, const float* x, Buffer<float>& scratch, size_t first) {
-    const Kernels& k = kernels();
+void run_checked(const Kernels& k, const Packed& w, Int8Call call, const float* x, Buffer<float>& scratch, size_t first) {
     const size_t rows = call.rows, panels = w.panels();
     Scratch arrays(scratch, 8 * rows * (panels + 1) + 4 * rows * (panels * PANEL + 1) + rows * w.groups() * 4);
     uint64_t* const expected = arrays.take<uint64_t>(rows);
@@ -77,7 +75,7 @@ void run_checked(const Packed& w, Int8Call call, const float* x, Buffer<float>& 
     int32_t* const sums = arrays.take<int32_t>(panels * rows * PANEL);
     float* const scales = arrays.take<float>(rows);
     uint8_t* const packed = arrays.take<uint8_t>(rows * w.groups() * 4);
-    pack_tiles(w, x, rows, packed, scales, expected);
+    pack_tiles(k, w, x, rows, packed, scales, expected);
     call.x = packed, call.row_scales = scales;
 
     const uint32_t* const r = checksum_weights(panels * PANEL);
@@ -87,13 +85,19 @@ void run_checked(const Packed& w, Int8Call call, const float* x, Buffer<float>& 
         if (injecting_linears()) corrupt_sums(w, p, first, rows, here);
         k.weigh_sums(here, rows, r + p * PANEL, weighed + p * rows);
     });
+    size_t damaged = 0;
+    bool looked = false;  // at all weights, which takes long where every row fails
     for (size_t m = 0; m < rows; ++m) {
         uint64_t found = 0;
         for (size_t p = 0; p < panels; ++p) found += weighed[p * rows + m];
         if (found == expected[m]) continue;
-        const bool recomputed = compute_again(w, call, x, m, first, sums, scales);
-        if (!recomputed) scales[m] = __builtin_nanf("");
-        remember_corruption({w.name(), first + m, recomputed, recomputed ? 0 : damaged_panels(w, w.checksum()).size()});
+        const bool recomputed = compute_again(k, w, call, x, m, first, sums, scales);
+        if (!recomputed) {
+            scales[m] = __builtin_nanf("");
+            if (!looked) damaged = damaged_panels(w, w.checksum()).size();
+            looked = true;
+        }
+        remember_corruption({w.name(), first + m, recomputed, recomputed ? 0 : damaged});
     }
     const size_t outputs = panels_of(call.n), each = call.epilogue == GATED ? 2 : 1;
     parallel(outputs, grain_of(outputs), MAX_THREADS, [&](size_t p, int) {
@@ -106,24 +110,24 @@ void run_checked(const Packed& w, Int8Call call, const float* x, Buffer<float>& 
 
 void run_int8(const Packed& w, const float* x, size_t rows, size_t n, Buffer<float>& scratch, Epilogue epilogue,
               int activation, float* y, size_t y_stride) {
+    const Kernels& k = kernels();  // one for the whole call: paths pack rows differently, and another may be chosen meanwhile
     if (injecting_linears()) corrupt_weights(w);
     Int8Call call{nullptr, nullptr, rows, w.groups(), n, w.int8(), w.scales(), w.offsets(), w.bias(), y, y_stride, epilogue, activation};
     if (w.checksum()) {
-        const size_t tile = kernels().int8_rows, fit = MOST_SUMS / (w.panels() * PANEL) / tile * tile;
+        const size_t tile = k.int8_rows, fit = MOST_SUMS / (w.panels() * PANEL) / tile * tile;
         const size_t most = fit ? fit : tile;
         for (size_t m = 0; m < rows; m += most) {
             call.rows = rows - m < most ? rows - m : most;
             call.y = y + m * y_stride;
-            run_checked(w, call, x + m * w.k(), scratch, m);
+            run_checked(k, w, call, x + m * w.k(), scratch, m);
         }
         return;
     }
     Scratch arrays(scratch, 4 * rows + rows * w.groups() * 4);
     float* const scales = arrays.take<float>(rows);
     uint8_t* const packed = arrays.take<uint8_t>(rows * w.groups() * 4);
-    pack_tiles(w, x, rows, packed, scales, nullptr);
+    pack_tiles(k, w, x, rows, packed, scales, nullptr);
     call.x = packed, call.row_scales = scales;
-    const Kernels& k = kernels();
     const size_t panels = panels_of(n);
     parallel(panels, grain(w, rows), MAX_THREADS, [&](size_t panel, int) { k.linear_int8_panel(call, panel); });
 }

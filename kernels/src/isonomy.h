@@ -180,7 +180,8 @@ enum {  // operations of a layer whose results can be digested, or damaged by is
 
 // One session's part of a step. The last `draws` (0 .. count) tokens get logits. In mode ISO_DRAW, row j draws the token
 // after tokens[count - draws + j] from its own logits, mask row and position, with the history cut to what lies before;
-// drawing stops at the first token that is not tokens[count - draws + j + 1]. The session keeps the tokens up to the one
+// drawing stops at the first token that is not tokens[count - draws + j + 1], and before a later row that can't draw (its
+// logits are not finite, its mask admits nothing): a step that begins there says why. The session keeps the tokens up to the one
 // that drew last. Sampling's position is ignored. What lies beyond the accepted rows of the result arrays is arbitrary.
 // Then follow up to `ahead` steps of plain decoding: the token drawn last is appended, and the next one drawn, until one of
 // `ends` is drawn, or such a step fails; what was drawn before it stands. Not with a mask or a repetition penalty.

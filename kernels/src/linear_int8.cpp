@@ -49,7 +49,7 @@ float quantise(const float* x, size_t k, int8_t* q) {
 
 uint64_t weigh_row(const int8_t* q, const int64_t* c, size_t k) {
     uint64_t sum = 0;
-    for (size_t i = 0; i < k; ++i) sum += uint64_t(int64_t(q[i]) * c[i]);
+    for (size_t i = 0; i < k; ++i) sum += uint64_t(q[i]) * uint64_t(c[i]);
     return sum;
 }
 

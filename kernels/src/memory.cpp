@@ -23,6 +23,7 @@ Head* present = nullptr;  // the region that arrays are cut from; counts as one 
 
 // Fresh zeroed pages at a multiple of `alignment`.
 void* map_aligned(size_t bytes, size_t alignment) {
+    if (bytes > SIZE_MAX - alignment) throw std::bad_alloc();
     const size_t room = bytes + alignment - PAGE;
     void* const p = mmap(nullptr, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();

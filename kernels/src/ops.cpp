@@ -175,6 +175,7 @@ int iso_attention(const float* q, const float* k, const float* v, const int32_t*
         for (size_t m = 0; m < rows; ++m)
             if (positions[m] < 0 || size_t(positions[m]) >= keys)
                 bad_argument("position " + std::to_string(positions[m]) + " is outside the " + std::to_string(keys) + " keys");
+        if (!rows) return;
         const Kernels& table = kernels();
         // Rows of a tile meet each other's invisible keys as +0 * v (attention.cpp), which needs finite values.
         if (!table.all_finite(v, keys * kv_heads * head_dim))

@@ -151,7 +151,11 @@ void finish(Run& run) {
     };
     size_t accepted = 0, kept = run.count;
     for (bool more = true; more && accepted < run.draws; ++accepted) {
-        if (const Failure* failure = failure_of(accepted)) return fail(run, *failure);
+        if (const Failure* failure = failure_of(accepted)) {
+            // A guess that held but can't draw: the tokens before it stand, and the next step meets the failure.
+            if (accepted && item.mode == ISO_DRAW && failure->code != ISO_CORRUPTION) break;
+            return fail(run, *failure);
+        }
         const size_t next = run.count - run.draws + accepted + 1;
         more = item.mode != ISO_DRAW || (next < run.count && item.drawn[accepted] == item.tokens[next]);
     }
@@ -272,7 +276,10 @@ void take_step(Decoder& decoder, iso_item* items, size_t count) {
             settle(*run.item, {ISO_OK, ""});
             again.push_back({run.item, run.session, run.first, run.count - guesses, 1, history, 0, false, {}});
         }
-    if (!again.empty()) Pass(decoder, *workspace).run(again);
+    if (!again.empty()) {
+        forget_corruption();  // what it was is told
+        Pass(decoder, *workspace).run(again);
+    }
     for (Run& run : runs) finish(run);
     for (Run& run : again) finish(run);
     try {

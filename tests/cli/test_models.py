@@ -191,6 +191,16 @@ def test_quantize(run: Run, text: Path, tiny: str, tmp_path: Path) -> None:
     assert (alone.status, len(alone.out.splitlines())) == (0, 3)
 
 
+def test_quantize_into_a_folder_named_demo(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run("quantize", "demo", "demo", "--json").json
+    assert found["perplexity_after"] != found["perplexity_before"]
+    again = run("quantize", "demo", "other", "--no-perplexity", "--json").json
+    assert again["model"] == found["model"]
+
+
 def test_quantize_the_demo_model_by_its_own_text(run: Run, tmp_path: Path) -> None:
     found = run("quantize", "demo", tmp_path / "demo", "--json").json
     assert 1 < found["perplexity_before"] < 1000  # it was not trained to say what users say

@@ -184,6 +184,9 @@ def test_forks_share_their_full_pages() -> None:
     assert parent.cache_bytes == d.cache_in_use == 3 * page
     assert d.cache_bytes(1024) == 4 * page
     assert d.cache_bytes(40) == d.cache_bytes(64) < page
+    for capacity in (-1, 2**31, 2**64):
+        with pytest.raises(kernels.ArgumentError, match="capacity must be between"):
+            d.cache_bytes(capacity)
     fork = parent.fork(capacity=610)
     assert d.cache_in_use == 3 * page + d.cache_bytes(610 - 512)
     assert fork.cache_bytes == d.cache_bytes(610)
@@ -290,13 +293,30 @@ def test_each_row_of_a_step_has_its_own_mask() -> None:
     item = kernels.StepItem(session, tokens, 3, PARAMS, history, mask)
     assert good(d.step([item])[0]).tokens == (17, 99, 3)
     session.truncate(19)
-    mask[1] = 0
+    mask[0] = 0
     other = d.session(50)
     results = d.step([item, kernels.StepItem(other, prompt)])
     assert isinstance(results[0], kernels.ArgumentError)
     assert "mask admits no token" in str(results[0])
     assert session.length == 19
     assert good(results[1]).tokens
+
+
+def test_a_guess_that_cannot_draw_costs_nothing_but_itself() -> None:
+    """Plain decoding would have returned the token before, and failed at the next step only."""
+    d, prompt = decoder("llama"), random_ids(7, 30)
+    answer = [token for token, _, _ in plain("llama", prompt, 3, kernels.GREEDY)]
+    mask = np.full((3, 5), 0xFFFFFFFF, np.uint32)
+    mask[1] = 0
+    tokens = np.array([prompt[-1], *answer[:2]], np.int32)
+    session = d.session(60)
+    session.prefill(prompt[:-1])
+    first = good(d.step([kernels.StepItem(session, tokens, 3, mask=mask)])[0])
+    assert first.tokens == (answer[0],)
+    assert session.length == 30
+    second = d.step([kernels.StepItem(session, tokens[1:], 2, mask=mask[1:])])[0]
+    assert isinstance(second, kernels.ArgumentError)
+    assert session.length == 30
 
 
 def test_items_that_do_not_fit_fail_alone() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from tests.kernels.oracle import data, int8
@@ -153,6 +155,30 @@ def test_rows_do_not_depend_on_neighbours():
                 for count in (1, 2, 5, 13, 29):
                     part = linear(x[start : start + count], packed)
                     assert part.tobytes() == whole[start : start + count].tobytes(), path
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+def test_another_path_may_be_chosen_in_the_middle_of_a_product(checksums):
+    """Paths pack rows differently: a call stays with the one that it began with."""
+    rng = np.random.default_rng(38)
+    x = data.normal(rng, (600, 400))
+    packed = PackedLinear(data.normal(rng, (40, 400)), storage="int8", checksums=checksums)
+    want, done, results = linear(x, packed).tobytes(), threading.Event(), set()
+
+    def compute():
+        for _ in range(100):
+            results.add(linear(x, packed).tobytes())
+        done.set()
+
+    worker = threading.Thread(target=compute)
+    worker.start()
+    while not done.is_set():
+        for isa in kernels.info().isas:
+            with kernels.using_isa(isa):
+                pass
+    worker.join()
+    assert results == {want}
+    assert kernels.faults() == []
 
 
 def test_a_row_that_is_not_finite_gives_nan_and_its_neighbours_go_on():

@@ -80,6 +80,11 @@ def test_a_chunk_of_queries(rows):
     check(q, k, v, list(range(50 - rows, 50)), scale=0.25)
 
 
+def test_no_query_at_all():
+    q, k = np.zeros((0, 2, 4), np.float32), np.zeros((3, 1, 4), np.float32)
+    assert kernels.attention(q, k, k, [], scale=1.0).shape == (0, 2, 4)
+
+
 def test_scores_far_apart():
     """All but the first key's weight underflow, partly through the subnormals."""
     q, k = np.zeros((1, 1, 3), dtype=np.float32), np.zeros((130, 1, 3), dtype=np.float32)

@@ -110,8 +110,8 @@ class Decoder:
 
     def cache_bytes(self, capacity: int) -> int:
         """Most memory that a session of this capacity takes, all of it filled."""
-        if capacity < 0:
-            raise ArgumentError(f"capacity must not be negative, got {capacity}")
+        if not 0 <= capacity < 2**31:
+            raise ArgumentError(f"capacity must be between 0 and 2^31 - 1, not {capacity}")
         return int(load().iso_decoder_cache_bytes(self.handle, capacity))
 
     @property

@@ -55,7 +55,7 @@ class StepItem(msgspec.Struct, frozen=True, eq=False):
         tokens: int32 `[n]`, at least one, appended to the session.
         draws: how many of the last rows get logits, 0 .. n. Row j draws the token that follows
             `tokens[n - draws + j]`; drawing stops at the first token that is not the next one of
-            `tokens`: the last `draws - 1` tokens are guesses.
+            `tokens`, and before a guess that can't draw: the last `draws - 1` tokens are guesses.
         params: how to draw; None takes the highest logit.
         history: int32, ids of prompt and answer so far, `tokens` and so the guesses included; for
             the repetition penalty. Each row sees what precedes the token it draws.

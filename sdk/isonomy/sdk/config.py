@@ -168,10 +168,10 @@ def _is_data(annotation: object) -> bool:
     """
     # A module without `from __future__ import annotations` has types here, not their text.
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    words = set(re.findall(r"[A-Za-z_]+", text))
+    words = set(re.findall(r"[A-Za-z_]+", re.sub(r"'[^']*'|\"[^\"]*\"", "", text)))
     return words <= {
         "str", "int", "float", "bool", "None", "dict", "list", "tuple", "Sequence", "Mapping",
-        "Optional", "Union", "typing", "collections", "abc",
+        "Optional", "Union", "Literal", "PathLike", "typing", "collections", "abc", "os",
     }  # fmt: skip
 
 

@@ -34,6 +34,8 @@ def test_no_such_folder(tmp_path: Path) -> None:
     assert caught.value.path == str(tmp_path / "absent")
     (tmp_path / "file").write_text("x")
     with pytest.raises(ModelError, match="there is no such folder"):
+        Local(tmp_path / ("x" * 5000))
+    with pytest.raises(ModelError, match="there is no such folder"):
         Local(tmp_path / "file")
 
 

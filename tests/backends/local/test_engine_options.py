@@ -20,7 +20,8 @@ from isonomy.backends.local import (
     UnusableFormat,
     WrongDraft,
 )
-from isonomy.sdk.errors import InputError
+from isonomy.sdk.config import load
+from isonomy.sdk.errors import ConfigError, InputError
 from isonomy.sdk.generation import Generation, Request, Sampling, TokenTrace, Verifier
 from isonomy.sdk.vocabulary import Message
 
@@ -243,6 +244,8 @@ def test_what_is_refused_names_the_option(shared_checkpoint: Path) -> None:
         {"max_concurrent": 0},
         {"max_waiting": -1},
         {"max_concurrent": True},
+        {"max_concurrent": None},
+        {"max_waiting": None},
     ],
 )
 def test_options_out_of_their_range(shared_checkpoint: Path, options: dict[str, Any]) -> None:
@@ -250,8 +253,39 @@ def test_options_out_of_their_range(shared_checkpoint: Path, options: dict[str, 
         Local(shared_checkpoint, **options)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"draft": 5},
+        {"draft": True},
+        {"chat_template": 5},
+        {"expect": 5},
+        {"checksums": "no"},
+        {"trace_layers": "no"},
+        {"stop": 5},
+        {"stop": None},
+    ],
+)
+def test_options_of_another_kind(shared_checkpoint: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(options))} must be"):
+        Local(shared_checkpoint, **options)
+    with pytest.raises(InputError, match=r"^model must be"):
+        Local(5)  # type: ignore[arg-type]
+
+
 def test_a_closed_backend_ends_what_is_under_way(shared_checkpoint: Path) -> None:
     local = Local(shared_checkpoint)
     expected = bits(local.generate(ask()))
     again = local.generate(ask(), on_text=lambda _: local.close())
     assert bits(again) == expected
+
+
+def test_a_file_can_hold_them(tmp_path: Path) -> None:
+    options = {"draft": "lookup", "weights": "int8", "checksums": True, "cache_bytes": 1 << 24}
+    lines = [f"{name} = {msgspec.json.encode(value).decode()}" for name, value in options.items()]
+    file = tmp_path / "isonomy.toml"
+    file.write_text("\n".join(["[backend]", 'use = "local:demo"', *lines]))
+    assert load(file).options == options
+    file.write_text('[backend]\nuse = "local:demo"\nclock = 5')
+    with pytest.raises(ConfigError, match=r"backend\.clock: unknown key"):
+        load(file)

@@ -143,6 +143,10 @@ SCHEMAS = (
     ),
     ({"type": "string", "format": "date"}, lambda v: re.fullmatch(r"\d{4}-\d\d-\d\d", v)),
     (
+        {"type": "integer", "multipleOf": 7, "minimum": 8, "maximum": 999},
+        lambda value: 8 <= value <= 999 and value % 7 == 0,
+    ),
+    (
         {"type": "number", "multipleOf": 0.25, "minimum": 0, "exclusiveMaximum": 3},
         lambda value: 0 <= value < 3 and value * 4 == int(value * 4),
     ),
@@ -424,6 +428,13 @@ def _nested_value(depth):
         schema({"enum": [str(number) for number in range(60_000)]}),
         schema({"type": "integer", "multipleOf": 999_983}),
         schema({"type": "number", "multipleOf": 1e-9}),
+        schema({"allOf": [{"type": "number", "multipleOf": m} for m in (997.3, 996.7)]}),
+        schema(
+            {
+                "allOf": [{"multipleOf": 97}, {"$ref": "#/$defs/m"}],
+                "$defs": {"m": {"multipleOf": 107}},
+            }
+        ),
         schema({"allOf": [{"type": "integer", "multipleOf": m} for m in (997, 991, 983, 977)]}),
     ],
     ids=lambda value: value["type"],

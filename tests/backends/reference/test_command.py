@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.backends.families import random_model, torch
 
+from isonomy.backends.local.quantised import prepare
 from isonomy.backends.reference import dispatch
 from isonomy.backends.reference.__main__ import main
 
@@ -40,3 +41,21 @@ def test_no_opinion(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("no second opinion: [Errno 2] No such file")
     assert "missing keys: model.layers.3" in second
+
+
+def test_a_prepared_checkpoint(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(folder, tmp_path / "int8")
+    assert main([str(tmp_path / "int8"), "--tokens", "30"]) == 2
+    assert "Give the checkpoint that it was prepared from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--tokens", "--seed"])
+@pytest.mark.parametrize("value", ["-5", "x"])
+def test_no_number(
+    folder: Path, option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([str(folder), option, value])
+    assert f"argument {option}: '{value}' is not a whole number" in capsys.readouterr().err

@@ -125,6 +125,17 @@ class Local:
         expect: str | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        for name, text in (("model", model), ("draft", draft)):
+            if text is not None or name == "model":
+                _require_path(name, text)
+        for name, text in (("chat_template", chat_template), ("expect", expect)):
+            if text is not None and not isinstance(text, str):
+                raise InputError(f"{name} must be a text, not {text!r}.")
+        for name, flag in (("checksums", checksums), ("trace_layers", trace_layers)):
+            if not isinstance(flag, bool):
+                raise InputError(f"{name} must be true or false, not {flag!r}.")
+        if not isinstance(stop, (str, Sequence)):
+            raise InputError(f"stop must be a text or a list of texts, not {stop!r}.")
         options = Sampling(
             temperature=temperature,
             top_p=top_p,
@@ -140,11 +151,12 @@ class Local:
             ("prompt_chunk", prompt_chunk, 1),
             ("cache_bytes", cache_bytes, 1),
             ("prefix_cache_bytes", prefix_cache_bytes, 0),
-            ("max_concurrent", max_concurrent, 1),
-            ("max_waiting", max_waiting, 0),
             ("context", context, 2),
         ):
-            _require_whole(name, value, least=least)
+            if value is not None:
+                _require_whole(name, value, least=least)
+        _require_whole("max_concurrent", max_concurrent, least=1)
+        _require_whole("max_waiting", max_waiting, least=0)
         if weights not in (None, "int8"):
             raise InputError(f"weights must be 'int8' or left out, not {weights!r}.")
         if model == shipped.NAME:
@@ -497,9 +509,12 @@ def _text(message: Message) -> str:
     return message.text
 
 
-def _require_whole(name: str, value: int | None, *, least: int) -> None:
-    if value is None:
-        return
+def _require_path(name: str, value: object) -> None:
+    if not isinstance(value, (str, os.PathLike)):
+        raise InputError(f"{name} must be the folder of a checkpoint, or a name, not {value!r}.")
+
+
+def _require_whole(name: str, value: int, *, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{name} must be a whole number from {least} on, not {value!r}.")
 

@@ -144,7 +144,11 @@ def _kernels() -> Any:
 
 
 def _read(folder: Path) -> bytes:
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name that no folder can have
+        there = False
+    if not there:
         raise DamagedModel(
             folder,
             "there is no such folder. Give the path of a checkpoint folder, or 'demo'.",

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -30,7 +31,8 @@ MOST_DEPTH = 64
 """Deepest nesting of a schema: of its subschemas and of the values in it."""
 
 MOST_MULTIPLE = 10_000
-"""Largest ``multipleOf``, in units of its last digit: remainders are states of an automaton."""
+"""Largest ``multipleOf``, and least common multiple of all in a schema, in units of the last digit:
+remainders are states of an automaton."""
 
 EXACT = 1 << 53
 """Whole numbers beyond it are not exact in the binary64 that the library computes with."""
@@ -137,6 +139,7 @@ def read(response_format: Mapping[str, Any]) -> Format:
     if schema is False:
         raise UnusableFormat(kind, "schema", "the schema false admits nothing")
     schema = {} if schema is True else schema
+    _require_few_common_remainders(schema)
     return Format(kind, _short(kind, json.dumps(schema, ensure_ascii=False), "the schema"))
 
 
@@ -242,8 +245,34 @@ def _value(value: Any, at: str, depth: int) -> Any:
 def _require_few_remainders(multiple: Any, at: str) -> None:
     if isinstance(multiple, bool) or not isinstance(multiple, int | float) or multiple <= 0:
         raise _refuse(at, "multipleOf", "must be a number above 0")
-    digits = format(multiple, "f") if isinstance(multiple, int) else repr(multiple)
+    digits = repr(multiple)
     if "e" in digits or int(digits.replace(".", "")) > MOST_MULTIPLE:
         raise _refuse(
             at, "multipleOf", f"{multiple!r} has too many digits: at most {MOST_MULTIPLE} units"
         )
+
+
+def _require_few_common_remainders(schema: Mapping[str, Any]) -> None:
+    """Bound what the library may have to combine: it would multiply the remainders."""
+    multiples = {Fraction(repr(multiple)) for multiple in _multiples(schema)}
+    unit = math.lcm(*(multiple.denominator for multiple in multiples))
+    if math.lcm(*(int(multiple * unit) for multiple in multiples)) > MOST_MULTIPLE:
+        raise _refuse(
+            "schema",
+            "multipleOf",
+            f"the least common multiple of all multipleOf is above {MOST_MULTIPLE} units",
+        )
+
+
+def _multiples(schema: Any) -> Iterator[int | float]:
+    """Yield every ``multipleOf`` of a schema that `_subschema` made."""
+    if isinstance(schema, bool):
+        return
+    for key, value in schema.items():
+        if key == "multipleOf":
+            yield value
+        elif key in SCHEMAS or key in NAMED_SCHEMAS:
+            for part in value if key in SCHEMAS else value.values():
+                yield from _multiples(part)
+        elif key in SCHEMA:
+            yield from _multiples(value)

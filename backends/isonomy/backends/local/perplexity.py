@@ -54,6 +54,8 @@ def perplexity(
         InputError: the text has too few tokens, or an argument is out of its range.
         NonFinite: a hidden state or logit became infinite or NaN.
     """
+    if not isinstance(text, str):
+        raise InputError(f"what is scored must be a text, not {type(text).__name__}.")
     first = [_begin_token(loaded)] if begin else []
     size, step = _sizes(loaded, window, stride, len(first))
     tokens = loaded.tokenizer.encode(text, context=UNBOUNDED)
@@ -107,6 +109,9 @@ def _sizes(
     loaded: Checkpoint, window: int | None, stride: int | None, begin: int
 ) -> tuple[int, int]:
     """Return the sizes of window and stride, which leaves a token before the first scored one."""
+    for name, value in (("window", window), ("stride", stride)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InputError(f"{name} must be a whole number of tokens, not {value!r}.")
     size = min(loaded.context, WINDOW) if window is None else window
     if not 2 <= size <= loaded.context:
         raise InputError(

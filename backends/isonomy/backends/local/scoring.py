@@ -101,6 +101,11 @@ def ids_of(loaded: Checkpoint, completion: str | Sequence[int] | Generation) -> 
     """
     if isinstance(completion, Generation):
         completion = completion.tokens.ids if completion.tokens is not None else completion.text
+    if isinstance(completion, bytes) or not isinstance(completion, Sequence):
+        raise InputError(
+            "a completion must be a text, token ids or a generation, not "
+            f"{type(completion).__name__}."
+        )
     if isinstance(completion, str):
         ids = tuple(loaded.tokenizer.encode(completion, context=UNBOUNDED))
     else:

@@ -25,8 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
         "the canonical operations: bit for bit.",
     )
     parser.add_argument("model", help="a checkpoint's folder, or 'demo'")
-    parser.add_argument("--tokens", type=int, default=300, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random ids")
+    parser.add_argument(
+        "--tokens", type=_whole, default=300, help="how many (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=_whole, default=0, help="of the random ids")
     parser.add_argument("--weights", choices=["int8"], help="quantise the weights first, in both")
     given = parser.parse_args(arguments)
     folder = shipped.FOLDER if given.model == shipped.NAME else Path(given.model)
@@ -43,6 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(f"equal: {given.tokens} positions, {given.tokens * vocab} logits, every bit")
     return 0
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 if __name__ == "__main__":

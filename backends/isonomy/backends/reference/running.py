@@ -19,7 +19,7 @@ import transformers
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from isonomy import kernels
-from isonomy.backends.local import checkpoint
+from isonomy.backends.local import checkpoint, quantised
 from isonomy.backends.local import weights as weights_of
 from isonomy.backends.local.config import architecture
 from isonomy.backends.local.layout import arrange
@@ -147,6 +147,13 @@ def _load(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise GraphRefused(
             "config.json", str(folder), "there is no config.json. Give a checkpoint's folder."
+        )
+    if quantised.is_prepared((folder / "config.json").read_bytes(), folder):
+        raise GraphRefused(
+            quantised.KEY,
+            str(folder),
+            "its weights are int8, which transformers can't read. Give the checkpoint that it was "
+            'prepared from, with weights="int8": the bits are the same.',
         )
     classes: Any = transformers.AutoModelForCausalLM
     bars: Any = transformers.utils.logging

@@ -45,7 +45,7 @@ def quantize_command(
             prepared = quantised.prepare(folder, target, progress=progress)
     except OSError as error:
         raise ConfigError(f"{target} can't be written: {quantised.describe(error)}") from error
-    with opened(f"local:{target}") as after:
+    with opened(f"local:{target.absolute()}") as after:  # a folder, though its name be demo
         digest = after.identity().artefacts["model"]
         found = [] if before is None else [before, after.perplexity(text)]
     if as_json:
