@@ -216,8 +216,8 @@ void run_ahead(Decoder& decoder, Workspace& workspace, const std::vector<Run>& f
         items.reserve(going.size()), runs.reserve(going.size()), still.reserve(going.size());
         for (const Going& g : going) {
             const int32_t last = g.item->drawn[g.item->accepted - 1];
-            if (step == g.item->ahead || std::find(g.item->ends, g.item->ends + g.item->ends_count, last) != g.item->ends + g.item->ends_count)
-                continue;
+            const int32_t* const past = g.item->ends + g.item->ends_count;
+            if (step == g.item->ahead || std::find(g.item->ends, past, last) != past) continue;
             try {
                 g.session->reserve(1);
             } catch (const Failure&) {
@@ -228,6 +228,7 @@ void run_ahead(Decoder& decoder, Workspace& workspace, const std::vector<Run>& f
             still.push_back(g);
         }
         if (runs.empty()) return;
+        forget_corruption();
         Pass(decoder, workspace).run(runs);
         going.clear();
         for (size_t i = 0; i < runs.size(); ++i) {
