@@ -8,7 +8,6 @@ Arrows: `kernels` imports no other part; `sdk` none at module level; `plugins`, 
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -213,16 +212,13 @@ def test_importing_the_sdk_loads_nothing_heavy() -> None:
     assert (done.stdout, done.stderr) == ("[] []\n", "")
 
 
-@pytest.mark.skipif(not hasattr(os, "wait4"), reason="this platform does not tell a child's time")
-def test_importing_the_sdk_takes_less_than_100_ms() -> None:
-    def seconds(program: str) -> float:
-        """Processor time of a fresh interpreter: other processes on the machine don't count."""
-        child = subprocess.Popen([sys.executable, "-c", program])
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        return used.ru_utime + used.ru_stime
-
-    with_sdk = min(seconds("import isonomy.sdk") for _ in range(7))
-    bare = min(seconds("pass") for _ in range(7))
-    assert bare < with_sdk < bare + 0.1
+def test_importing_the_sdk_loads_few_modules() -> None:
+    """What an import costs is measured in bench/; it grows with this number."""
+    program = (
+        "import sys; before = set(sys.modules); import isonomy.sdk; "
+        "print(len(sys.modules) - len(before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 165

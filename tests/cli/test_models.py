@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,19 @@ def test_perplexity_of_standard_input_and_on_a_terminal(text: Path, tiny: str) -
     shown = run_on_terminal("perplexity", tiny, text)
     assert shown.status == 0
     assert piped.out.splitlines()[0] in shown.out
+
+
+def test_a_model_that_has_no_chat_template(run: Run, text: Path, tiny: str, tmp_path: Path) -> None:
+    """Commands about texts make no prompt of messages."""
+    bare = shutil.copytree(tiny.removeprefix("local:"), tmp_path / "bare")
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (bare / "tokenizer_config.json").write_text(json.dumps(settings))
+    found = run("perplexity", bare, text, "--json").json
+    assert found["perplexity"] == run("perplexity", tiny, text, "--json").json["perplexity"]
+    assert run("quantize", bare, tmp_path / "int8", "--text", text).status == 0
+    assert run("perplexity", tmp_path / "int8", text).status == 0
+    assert run("selftest", bare, "--quick", "--seconds", 1).status == 0
 
 
 @pytest.mark.parametrize(

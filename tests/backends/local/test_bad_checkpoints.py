@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from tests.backends.tiny import TINY, config
 
-from isonomy.backends.local import DamagedModel, Local, NonFinite, NotCovered, Tampered
+from isonomy.backends.local import (
+    DamagedModel,
+    Local,
+    NonFinite,
+    NotCovered,
+    NoTemplate,
+    Tampered,
+)
 from isonomy.sdk.errors import BackendError, InputError, ModelError
 from isonomy.sdk.generation import Request, Sampling
 from isonomy.sdk.vocabulary import Message
@@ -104,7 +111,7 @@ def test_tokens_that_the_tokenizer_lacks(checkpoint: Path, build: SimpleNamespac
 
 def test_no_chat_template(checkpoint: Path, build: SimpleNamespace) -> None:
     build.write_tokenizer(checkpoint, chat_template=None)
-    with pytest.raises(DamagedModel, match=r"has no chat template.*chat_template="):
+    with pytest.raises(NoTemplate, match=r"has no chat template.*chat_template="):
         Local(checkpoint)
     generation = Local(checkpoint, chat_template="{{ messages[0].content }}").generate(HELLO)
     assert generation.prompt == "Hello!"

@@ -273,6 +273,19 @@ def test_options_of_another_kind(shared_checkpoint: Path, options: dict[str, Any
         Local(5)  # type: ignore[arg-type]
 
 
+def test_an_expected_digest_says_something(shared_checkpoint: Path) -> None:
+    with pytest.raises(InputError, match="expect is empty"):
+        Local(shared_checkpoint, expect="")
+
+
+def test_what_is_no_request_is_refused_by_name(shared_checkpoint: Path) -> None:
+    local = Local(shared_checkpoint)
+    with pytest.raises(InputError, match="a request must be a Request, not str"):
+        local.generate("hello")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="recorded must be a Generation, not str"):
+        local.generate(ask(), recorded="hello")  # type: ignore[arg-type]
+
+
 def test_a_closed_backend_ends_what_is_under_way(shared_checkpoint: Path) -> None:
     local = Local(shared_checkpoint)
     expected = bits(local.generate(ask()))

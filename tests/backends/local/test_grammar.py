@@ -361,6 +361,12 @@ def test_nothing_is_asked_for(constraints):
         ({"type": "json_schema"}, "json_schema", "missing"),
         ({"type": "json_schema", "json_schema": {}}, "schema", "missing"),
         ({"type": "json_schema", "json_schema": {"schema": {}, "x": 1}}, "x", "json_schema.x"),
+        ({"type": "json_schema", "json_schema": {"schema": {}, "name": 5}}, "name", "a string"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": {}, "strict": "yes"}},
+            "strict",
+            "true or",
+        ),
         ({"type": "json_schema", "json_schema": {"schema": [1]}}, "", "an object or a boolean"),
         ({"type": "regex", "regex": 3}, "regex", "a string"),
         ({"type": "regex", "pattern": "a"}, "pattern", "the key pattern"),

@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from .backend import Local
 from .errors import (
+    Corrupt,
     DamagedModel,
     NonFinite,
     NotCovered,
+    NoTemplate,
     Overloaded,
     Tampered,
     TooLarge,
@@ -30,8 +32,10 @@ from .errors import (
 from .scoring import Perplexity, Scored
 
 __all__ = [
+    "Corrupt",
     "DamagedModel",
     "Local",
+    "NoTemplate",
     "NonFinite",
     "NotCovered",
     "Overloaded",

@@ -131,6 +131,8 @@ class Local:
         for name, text in (("chat_template", chat_template), ("expect", expect)):
             if text is not None and not isinstance(text, str):
                 raise InputError(f"{name} must be a text, not {text!r}.")
+        if expect == "":
+            raise InputError("expect is empty. Give the digest of the model, or leave it out.")
         for name, flag in (("checksums", checksums), ("trace_layers", trace_layers)):
             if not isinstance(flag, bool):
                 raise InputError(f"{name} must be true or false, not {flag!r}.")
@@ -374,6 +376,10 @@ class Local:
         """Make a request into a sequence of tokens to be continued."""
         from .sequence import Running
 
+        if not isinstance(request, Request):
+            raise InputError(f"a request must be a Request, not {type(request).__name__}.")
+        if not isinstance(recorded, Generation | None):
+            raise InputError(f"recorded must be a Generation, not {type(recorded).__name__}.")
         loaded, engine = self._loaded(), self._engine
         if engine is None:  # closed by another thread, a moment ago
             raise self._closed()

@@ -1,7 +1,7 @@
 """Errors of the local backend: leaves of the SDK's tree, so that callers may catch either.
 
 BackendError
-├── ModelError          a checkpoint is missing or damaged
+├── ModelError          a checkpoint is missing or damaged (NoTemplate: has no chat template)
 │   ├── NotCovered      it asks for something outside the canonical numerics; `feature` names it
 │   ├── Tampered        its digest is not the one that was expected
 │   └── WrongDraft      it can't guess for another model: their tokenizers differ
@@ -26,6 +26,10 @@ class DamagedModel(ModelError):
 
     def __init__(self, path: object, message: str) -> None:
         super().__init__(f"{path}: {message}", backend=BACKEND, path=str(path))
+
+
+class NoTemplate(DamagedModel):
+    """A checkpoint has no chat template: its model can score texts, but not answer messages."""
 
 
 class NotCovered(ModelError):

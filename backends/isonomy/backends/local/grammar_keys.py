@@ -133,6 +133,13 @@ def read(response_format: Mapping[str, Any]) -> Format:
     if not isinstance(value, Mapping):
         raise UnusableFormat(kind, own, "json_schema must be a dictionary with a schema")
     _only(kind, value, {"name", "description", "strict", "schema"}, "json_schema.")
+    for key, wanted, words in (
+        ("name", str, "a string"),
+        ("description", str, "a string"),
+        ("strict", bool, "true or false"),
+    ):
+        if value.get(key) is not None and not isinstance(value[key], wanted):
+            raise UnusableFormat(kind, key, f"json_schema.{key} must be {words}")
     if "schema" not in value:
         raise UnusableFormat(kind, "schema", "the key json_schema.schema is missing")
     schema = _subschema(value["schema"], "schema", 0)

@@ -19,7 +19,7 @@ from isonomy.sdk.canonical import canonical
 from isonomy.sdk.errors import ContextLength, InputError
 
 from . import packages
-from .errors import BACKEND, DamagedModel
+from .errors import BACKEND, DamagedModel, NoTemplate
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -235,7 +235,8 @@ def template_source(folder: Path, config: TokenizerConfig) -> tuple[str, Path]:
     named templates the one called ``default`` is taken.
 
     Raises:
-        DamagedModel: there is none.
+        NoTemplate: there is none.
+        DamagedModel: it can't be read.
     """
     own = folder / "chat_template.jinja"
     path = folder / TOKENIZER_CONFIG
@@ -253,7 +254,7 @@ def template_source(folder: Path, config: TokenizerConfig) -> tuple[str, Path]:
                 path, "chat_template is not a list of names and templates. Fetch the file again."
             ) from None
     if not isinstance(source, str):
-        raise DamagedModel(
+        raise NoTemplate(
             folder,
             "has no chat template, so messages can't be turned into a prompt. Use a chat model, or "
             "pass chat_template= with the template's text.",

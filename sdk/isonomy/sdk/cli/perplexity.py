@@ -78,13 +78,24 @@ def perplexity_command(
     )
 
 
+AS_IT_IS = "{{ messages[-1]['content'] }}"
+"""The chat template that adds nothing."""
+
+
 @contextmanager
 def opened(spec: str, **options: Any) -> Iterator[Any]:
-    """Open a model for a command, with the options that are given, and close it after."""
+    """Open a model for a command about texts, with the options that are given, and close it after.
+
+    Such commands need no chat template; a model that has none gets one that adds nothing.
+    """
+    from isonomy.backends.local.errors import NoTemplate
     from isonomy.sdk.config import open_backend
 
     chosen = {name: value for name, value in options.items() if value is not None}
-    backend = open_backend(spec, **chosen)
+    try:
+        backend = open_backend(spec, **chosen)
+    except NoTemplate:
+        backend = open_backend(spec, chat_template=AS_IT_IS, **chosen)
     try:
         yield backend
     finally:
