@@ -557,6 +557,8 @@ def test_a_step_ahead_that_fails_leaves_what_was_drawn_before_it() -> None:
     ("changes", "said"),
     [
         ({"ahead": -1}, "ahead must be between 0 and"),
+        ({"ahead": 10**12}, "ahead must be between 0 and"),
+        ({"draws": 10**12}, "draws must be between 0 and the number of tokens, 2"),
         ({"ahead": 1, "draws": 0}, "steps ahead need a draw"),
         ({"ahead": 1, "params": PARAMS}, "neither a mask nor a repetition penalty"),
         ({"ahead": 1, "forced": True, "draws": 2}, "steps ahead need a draw"),

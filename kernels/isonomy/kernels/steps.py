@@ -113,12 +113,19 @@ def _array(name: str, x: npt.ArrayLike) -> Ids:
     return ids(name, x)
 
 
+def _rows_of(item: StepItem) -> int:
+    """Rows of results that the item can have; none where `add` will refuse it."""
+    n = item.tokens.size if type(item.tokens) is np.ndarray else np.size(item.tokens)
+    fits = 0 <= item.draws <= n and 0 <= item.ahead <= MOST_AHEAD
+    return item.draws + item.ahead if fits else 0
+
+
 class _Step:
     """The records of one call, and the arrays that they point into."""
 
     def __init__(self, vocab: int, layers: int, items: Sequence[StepItem], mode: int) -> None:
         self.vocab, self.layers, self.mode = vocab, layers, mode
-        draws = sum(max(item.draws, 0) + min(max(item.ahead, 0), MOST_AHEAD) for item in items)
+        draws = sum(_rows_of(item) for item in items)
         self.records = bytearray(_SIZE * len(items))
         self.drawn = np.empty(draws, np.int32)
         self.logprobs = np.empty(draws, np.float32)
