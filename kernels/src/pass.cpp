@@ -16,8 +16,9 @@ namespace iso {
 
 namespace {
 
-// Rows that pass through the layers together: bounds the scratch memory, and is a multiple of every path's tile.
-constexpr size_t CHUNK_ROWS = 240;
+// Rows that pass through the layers together, a multiple of every path's tile: bounds the scratch memory. Each cut streams
+// the weights once more, so a usual prompt's chunk and those who decode beside it fit in.
+constexpr size_t CHUNK_ROWS = 576;
 // Logits that are held at a time, in floats: 64 MiB.
 constexpr size_t LOGITS_AT_ONCE = size_t(1) << 24;
 
