@@ -320,8 +320,7 @@ class Local:
             NonFinite: the model left the finite numbers.
         """
         loaded = self._loaded()
-        prompt = loaded.template.render(_plain(Request(messages=as_messages(messages))))
-        ids = loaded.tokenizer.encode(prompt, context=loaded.context)
+        _, ids = _prompt(loaded, Request(messages=as_messages(messages)))
         return scoring.score(loaded, ids, completion)
 
     def perplexity(self, text: str, **options: Any) -> scoring.Perplexity:
@@ -384,8 +383,7 @@ class Local:
         if engine is None:  # closed by another thread, a moment ago
             raise self._closed()
         sampling = self.resolve(request.sampling)
-        prompt = loaded.template.render(_plain(request))
-        ids = loaded.tokenizer.encode(prompt, context=loaded.context)
+        prompt, ids = _prompt(loaded, request)
         if not ids:
             raise InputError(
                 "the prompt is empty: the chat template made no token of these messages. Say "
@@ -494,6 +492,12 @@ def _draft(model: str | os.PathLike[str], loaded: Checkpoint) -> Checkpoint:
     if draft.tokenizer.vocabulary() != loaded.tokenizer.vocabulary():
         raise WrongDraft(folder, loaded.artefacts["tokenizer"], draft.artefacts["tokenizer"])
     return draft
+
+
+def _prompt(loaded: Checkpoint, request: Request) -> tuple[str, list[int]]:
+    """Return what the model reads of a request, as text and as ids."""
+    prompt = loaded.template.render(_plain(request))
+    return prompt, loaded.tokenizer.encode(prompt, context=loaded.context)
 
 
 def _plain(request: Request) -> list[dict[str, Any]]:
