@@ -170,7 +170,7 @@ def test_nothing_is_started_before_it_is_needed() -> None:
         assert set(threading.enumerate()) == before
 
 
-@pytest.mark.parametrize("backend", [5, None, {"use": "local:demo"}])
+@pytest.mark.parametrize("backend", [5, {"use": "local:demo"}])
 def test_what_is_no_backend_is_refused(backend: Any) -> None:
     with pytest.raises(InputError, match="backend must be a spec such as 'local:demo'"):
         Guard(backend)

@@ -326,7 +326,10 @@ def _perform(
             messages=messages,
             documents=request.documents,
             request=Request(
-                messages=messages, tools=request.tools, response_format=request.response_format
+                messages=messages,
+                tools=request.tools,
+                response_format=request.response_format,
+                extra=request.extra,
             ),
             sampling=intent.sampling,
             world=world,

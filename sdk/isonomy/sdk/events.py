@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .generation import Generation, Sampling
+from .generation import Attempt, Generation, Sampling
 from .vocabulary import Critique, Ranking, Verdict
 
 
@@ -32,13 +32,14 @@ class Judged(_Event, frozen=True, tag="judged"):
     """A check was asked. `verdict` is `None` where it abstained.
 
     `before` is the digest of what it saw; `after` of what stood when it was done, if it changed
-    that.
+    that. `shadow` says that the check is on trial: its verdict was recorded and changed nothing.
     """
 
     target: str
     verdict: Verdict | None
     before: str
     after: str | None = None
+    shadow: bool = False
     duration_ns: int = 0
 
 
@@ -51,6 +52,7 @@ class Failed(_Event, frozen=True, tag="failed"):
     message: str
     became: Literal["block", "allow", "flag"]
     before: str
+    shadow: bool = False
     duration_ns: int = 0
 
 
@@ -61,6 +63,21 @@ class Unjudged(_Event, frozen=True, tag="unjudged"):
     """
 
     target: str
+
+
+class Decided(_Event, frozen=True, tag="decided"):
+    """A person decided what checks had asked about, when the call was resumed.
+
+    `by` is who, as the application named them; `before` the digest of what was pending, `after` of
+    what the person put in its place.
+    """
+
+    target: str
+    decision: Literal["approve", "edit", "reject"]
+    before: str
+    after: str | None = None
+    by: str | None = None
+    reason: str = ""
 
 
 class Effect(_Event, frozen=True, tag="effect"):
@@ -108,7 +125,8 @@ class Generated(_Event, frozen=True, tag="generated"):
 
     `purpose` is ``answer``, or ``nested`` for a plugin's own `ctx.generate`. `messages` are what
     was sent, as numbers into the call's message table (payloads ``message/N``), `sampling` how.
-    `generation` is what came back.
+    `generation` is what came back. `backend` names which of the guard's further backends answered;
+    `None` is the call's own.
     """
 
     purpose: Literal["answer", "nested"]
@@ -116,19 +134,49 @@ class Generated(_Event, frozen=True, tag="generated"):
     messages: tuple[int, ...]
     sampling: Sampling
     generation: Generation
+    backend: str | None = None
+    duration_ns: int = 0
+
+
+class Scored(_Event, frozen=True, tag="scored"):
+    """A plugin asked a backend how likely it finds each of some labels (`ctx.logprobs`).
+
+    `messages` are numbers into the call's message table. `logprobs` are natural logarithms, in the
+    order of `labels`; `None` where the backend can't tell. `backend` is as in `Generated`.
+    """
+
+    messages: tuple[int, ...]
+    labels: tuple[str, ...]
+    logprobs: tuple[float, ...] | None
+    backend: str | None = None
     duration_ns: int = 0
 
 
 class BackendFailed(_Event, frozen=True, tag="backend_failed"):
-    """The backend could not answer; the call ends with this error."""
+    """The backend could not answer; the call ends with this error.
+
+    `attempts` are the tries at a remote endpoint, where there were any.
+    """
 
     purpose: Literal["answer", "nested"]
     candidate: int
     error: str
     message: str
+    attempts: tuple[Attempt, ...] = ()
+    backend: str | None = None
     duration_ns: int = 0
 
 
 Event = (
-    Judged | Failed | Unjudged | Effect | Critiqued | Revised | Ranked | Generated | BackendFailed
+    Judged
+    | Failed
+    | Unjudged
+    | Decided
+    | Effect
+    | Critiqued
+    | Revised
+    | Ranked
+    | Generated
+    | Scored
+    | BackendFailed
 )

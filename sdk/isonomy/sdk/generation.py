@@ -35,12 +35,18 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One request to a backend."""
+    """One request to a backend.
+
+    `tools` and `response_format` have the chat-completions format, whatever the backend speaks.
+    `extra` holds parameters of the provider's own (``tool_choice``, ``logit_bias``, ...): plain
+    JSON data, recorded, and sent by backends that know what to do with them.
+    """
 
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
     tools: tuple[dict[str, Any], ...] = ()
     response_format: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -202,6 +208,23 @@ class Verifier(Protocol):
         recorded: Generation | None = None,
     ) -> Generation:
         """Answer one request, with the recorded answer's tokens as guesses."""
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A backend that can say how likely it finds each of several answers."""
+
+    def logprobs(self, request: Request, labels: tuple[str, ...]) -> tuple[float, ...]:
+        """Return the natural logarithm of each label's probability as the whole answer's beginning.
+
+        Args:
+            request: what is asked; its sampling is not used.
+            labels: answers to compare, one token or more each; none empty.
+
+        Raises:
+            BackendError: the backend can't tell.
+        """
         ...
 
 

@@ -8,38 +8,26 @@ can't be written, nothing is released.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING, Any, Unpack
 
 from . import config
 from .asking import Blocking, OnLoop, Waiting, drive
+from .calling import CallOptions, Messages, NoBackend, performance
 from .errors import ConfigError, InputError, LogError
-from .generation import Backend, Request, Sampling
+from .generation import Backend, Sampling
 from .log import Log
-from .performing import Performance, Reply, perform
+from .performing import Reply, perform
 from .policy import Policy
-from .registry import Registry
-from .requests import (
-    as_call,
-    as_documents,
-    as_messages,
-    as_response_format,
-    checked,
-    merged,
-    new_call_id,
-)
+from .registry import Registry, nearest
+from .requests import checked
 from .scribe import Scribe
-from .vocabulary import Call, Document, Message
+from .vocabulary import Call
 from .workers import Workers
-from .world import Live
 
 if TYPE_CHECKING:
     from isonomy.replay import Replayed
-
-_NOT_GIVEN = (None, "")
 
 
 class Guard:
@@ -47,10 +35,12 @@ class Guard:
 
     Args:
         backend: a spec (``"local:demo"``, ``"openai:gpt-..."``), a `Backend`, or a callable that
-            takes a list of ``{"role": ..., "content": ...}`` and returns text.
+            takes a list of ``{"role": ..., "content": ...}`` and returns text. `None` where every
+            call brings its own (wrapped clients do).
         policy: checks, plugin instances and plain callables in the order in which they are asked;
             or a `Policy`.
         log: a directory, an open `Log`, or `None` for no log (nothing can be replayed then).
+        backends: further backends by name, which plugins ask with ``ctx.generate(backend=...)``.
         sampling: defaults for every call.
         secrets: where `ctx.secret(name)` looks; values are never recorded.
         plugins: modules to load explicitly.
@@ -65,10 +55,11 @@ class Guard:
 
     def __init__(
         self,
-        backend: str | Backend | Callable[..., Any],
+        backend: str | Backend | Callable[..., Any] | None = None,
         policy: Policy | Iterable[Any] = (),
         log: str | os.PathLike[str] | Log | None = None,
         *,
+        backends: Mapping[str, str | Backend | Callable[..., Any]] | None = None,
         sampling: Sampling | None = None,
         secrets: Callable[[str], str | None] | None = None,
         plugins: Iterable[str] = (),
@@ -81,7 +72,11 @@ class Guard:
         registry = Registry(plugins)
         self.policy = policy if isinstance(policy, Policy) else Policy(policy, registry=registry)
         self.sampling = checked(Sampling() if sampling is None else sampling)
-        self.backend = _open_backend(backend, self.policy.registry, options or {})
+        self.backend: Backend = (
+            NoBackend()
+            if backend is None
+            else _open_backend(backend, self.policy.registry, options or {})
+        )
         self._secrets = secrets
         self._workers = Workers()
         self._closed = False
@@ -150,130 +145,84 @@ class Guard:
                 opened.close()
             raise
 
-    def chat(
-        self,
-        messages: str | Sequence[Message | dict[str, Any]],
-        *,
-        session: str | None = None,
-        actor: str | None = None,
-        subject: str | None = None,
-        tags: dict[str, str] | None = None,
-        documents: Sequence[Document] = (),
-        sampling: Sampling | None = None,
-        response_format: dict[str, Any] | None = None,
-    ) -> Reply:
+    def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:
         """Answer one request, guarded and recorded.
 
         Args:
             messages: a string (one user message), `Message`s, or dictionaries with the keys
                 ``role`` and ``content``.
-            session: groups calls; made up unless given.
-            actor: who asks.
-            subject: whose data this is; the session unless given. Session, actor, subject and tags
-                stand in the record itself, which outlives the erasure of content: use opaque ids,
-                not names or addresses.
-            tags: labels for the log.
-            documents: retrieved documents; they pass the `retrieved` checks and reach the model
-                before what the user asked last.
-            sampling: for this call; fields that are `None` are taken from the guard's own.
-            response_format: what form the model's answer must have, such as ``{"type":
-                "json_schema", "json_schema": {"schema": {...}}}``; recorded, and forced by backends
-                that can. Which forms there are is the backend's to say. Candidates and later rounds
-                have it too; answers that a check replaces, and refusals, need not.
+            options: see `isonomy.sdk.calling.CallOptions`.
 
         Raises:
             InputError: the messages can't be used; nothing was recorded.
             BackendError: the model did not answer; recorded.
             LogError: the log can't be written; no answer is released.
         """
-        return drive(
-            self._chat(
-                Blocking(),
-                messages,
-                session,
-                actor,
-                subject,
-                tags,
-                documents,
-                sampling,
-                response_format,
-            )
-        )
+        return drive(self._chat(Blocking(), messages, options))
 
-    async def achat(
-        self,
-        messages: str | Sequence[Message | dict[str, Any]],
-        *,
-        session: str | None = None,
-        actor: str | None = None,
-        subject: str | None = None,
-        tags: dict[str, str] | None = None,
-        documents: Sequence[Document] = (),
-        sampling: Sampling | None = None,
-        response_format: dict[str, Any] | None = None,
-    ) -> Reply:
+    async def achat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:
         """Like `chat`, without blocking the running event loop."""
-        return await self._chat(
-            OnLoop(),
-            messages,
-            session,
-            actor,
-            subject,
-            tags,
-            documents,
-            sampling,
-            response_format,
-        )
+        return await self._chat(OnLoop(), messages, options)
 
-    async def _chat(
-        self,
-        waiting: Waiting,
-        messages: str | Sequence[Message | dict[str, Any]],
-        session: str | None,
-        actor: str | None,
-        subject: str | None,
-        tags: dict[str, str] | None,
-        documents: Sequence[Document],
-        sampling: Sampling | None,
-        response_format: dict[str, Any] | None,
-    ) -> Reply:
-        if self._closed:
-            raise InputError("this guard is closed. Make a new one.")
-        parsed = as_messages(messages)
-        call_id = new_call_id()
-        call = as_call(
-            id=call_id,
-            session=call_id if session in _NOT_GIVEN else session,
-            subject=subject if subject not in _NOT_GIVEN else session or call_id,
-            actor=actor,
-            tags={} if tags is None else tags,
-        )
-        if sampling is not None:
-            sampling = checked(sampling)
-        drawn = self.backend.resolve(merged(sampling, self.sampling))
-        if drawn.seed is None:
-            drawn = msgspec.structs.replace(drawn, seed=int.from_bytes(os.urandom(8), "big") >> 1)
-        performance = Performance(
-            call=call,
-            messages=parsed,
-            documents=as_documents(documents),
-            request=Request(messages=parsed, response_format=as_response_format(response_format)),
-            sampling=drawn,
-            world=Live(self.backend, self._secrets),
+    async def _chat(self, waiting: Waiting, messages: Messages, options: CallOptions) -> Reply:
+        backend = self._answering(options)
+        performed = performance(
+            messages, options, backend=backend, sampling=self.sampling, secrets=self._secrets
         )
         return await perform(
-            performance,
+            performed,
             policy=self.policy,
             waiting=waiting,
             workers=self._workers,
-            scribe=self._scribe(call),
+            scribe=self._scribe(performed.call, backend),
             observers=self.policy.observers,
         )
 
-    def _scribe(self, call: Call) -> Scribe | None:
+    def _answering(self, options: CallOptions) -> Backend:
+        """Return what answers a call.
+
+        Raises:
+            InputError: the guard is closed, or an option is unknown.
+        """
+        if self._closed:
+            raise InputError("this guard is closed. Make a new one.")
+        for name in options:
+            if name not in CallOptions.__annotations__:
+                raise InputError(
+                    f"a call has no option {name!r}.{nearest(name, CallOptions.__annotations__)}"
+                )
+        return options.get("backend") or self.backend
+
+    def _scribe(self, call: Call, backend: Backend) -> Scribe | None:
         if self.log is None:
             return None
-        return Scribe(self.log, call, policy=self.policy, identity=self.backend.identity())
+        return Scribe(self.log, call, policy=self.policy, identity=backend.identity())
+
+    def wrap(self, client: Any, **options: Unpack[CallOptions]) -> Any:
+        """Return a client like `client` whose calls pass this guard.
+
+        An OpenAI client (chat completions, responses), an Anthropic client (messages), sync or
+        async, or a transformers pipeline. See `isonomy.sdk.wrapping`.
+
+        Args:
+            client: left as it is.
+            options: for every call through the wrapped client: session, actor, tags, ...
+
+        Raises:
+            InputError: `client` is nothing that can be wrapped.
+        """
+        from .wrapping import wrap
+
+        return wrap(self, client, options)
+
+    def protect(self, function: Any = None, **options: Unpack[CallOptions]) -> Any:
+        """Guard a function that takes a prompt and returns an answer; a decorator.
+
+        See `isonomy.sdk.wrapping.function`.
+        """
+        from .wrapping import protect
+
+        return protect(self, function, options)
 
     def replay(self, call_id: str, *, regenerate: bool = False, deep: bool = False) -> Replayed:
         """Replay a logged call in this process, with this guard's own checks, callables included.

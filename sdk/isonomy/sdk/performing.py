@@ -101,6 +101,7 @@ async def perform(
             documents=performance.documents,
             tools=performance.request.tools,
             response_format=performance.request.response_format,
+            extra=performance.request.extra,
         )
         entries.append(scribe.intent(performance.sampling, trail, content))
     candidate: Candidate | None = None

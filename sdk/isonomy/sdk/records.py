@@ -17,6 +17,8 @@ Payload names ``policy``      the policy as written, JSON (shared: the same for 
     ``request``     intent: `RequestContent`
     ``events``      `tuple[Event, ...]` of this record; the intent's come before the result's
     ``output``      result: `Output`
+    ``pending``     result: `Pending`, of a call that waits for a person
+    ``text``        segment: the released piece, a JSON string
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ import msgspec
 
 from .events import Event
 from .generation import Identity, Sampling, Usage
-from .vocabulary import Document, Part, VerdictName
+from .vocabulary import Candidate, Document, Message, Part, Stage, VerdictName
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added segments of streams, resumed calls and the events `decided` and `scored` to 1, which is a
+part of it: what version 1 wrote is read as it stands."""
 
 
 class CheckIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +110,7 @@ class Intent(_Record, frozen=True, tag="intent"):
     """
 
     operation: str
+    """``chat``, ``stream`` or ``resume``."""
     actor: str | None
     trace_id: str | None
     parent_id: str | None
@@ -117,6 +122,8 @@ class Intent(_Record, frozen=True, tag="intent"):
     checks: tuple[CheckIdentity, ...]
     versions: dict[str, str]
     events: tuple[EventHeader, ...] = ()
+    resumes: str | None = None
+    """The call that waited for a person, where this one goes on with it."""
 
 
 class Result(_Record, frozen=True, tag="result"):
@@ -131,10 +138,52 @@ class Result(_Record, frozen=True, tag="result"):
     rounds: int
     duration_ns: int
     error: str | None = None
+    first_released_ns: int | None = None
+    """From the call's begin to its first released segment, in a stream."""
+    token: str | None = None
+    """The digest of the token by which a call that waits for a person is resumed."""
     events: tuple[EventHeader, ...] = ()
 
 
-Record = Opening | Intent | Result
+class Segment(_Record, frozen=True, tag="segment"):
+    """A piece of an answer that is about to be released from a stream.
+
+    `number` counts the call's segments from 0; `start` is where it begins in the released text, in
+    characters.
+    """
+
+    number: int
+    start: int
+
+
+Record = Opening | Intent | Segment | Result
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits for a person (payload ``pending`` of the result): the call where it stood.
+
+    `stage` is where checks asked; `messages` are numbers into the call's message table;
+    `candidate` is the answer that waits, where the model has answered already.
+    """
+
+    stage: Stage
+    messages: tuple[int, ...]
+    documents: tuple[Document, ...] = ()
+    candidate: Candidate | None = None
+
+
+class Resumption(msgspec.Struct, frozen=True, kw_only=True):
+    """With what a call goes on that waited for a person.
+
+    What was pending, what the person decided, and for `edit` what they put in its place.
+    """
+
+    stage: Stage
+    decision: Literal["approve", "edit", "reject"]
+    by: str | None = None
+    reason: str = ""
+    candidate: Candidate | None = None
+    edited: str | tuple[Part | Message | Document, ...] | None = None
 
 
 class RequestContent(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +198,8 @@ class RequestContent(msgspec.Struct, frozen=True, kw_only=True):
     documents: tuple[Document, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     response_format: dict[str, Any] | None = None
+    extra: dict[str, Any] = {}
+    resumption: Resumption | None = None
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):

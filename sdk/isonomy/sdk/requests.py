@@ -72,16 +72,42 @@ def as_response_format(asked: Any) -> dict[str, Any] | None:
     """
     if asked is None:
         return None
+    return _as_dictionary(asked, "response_format", "{'type': 'json_object'}")
+
+
+def as_extra(asked: Any) -> dict[str, Any]:
+    """Return a provider's own parameters as a record would give them back.
+
+    Raises:
+        InputError: they are no dictionary of plain JSON data.
+    """
+    return {} if asked is None else _as_dictionary(asked, "extra", "{'tool_choice': 'auto'}")
+
+
+def as_tools(asked: Any) -> tuple[dict[str, Any], ...]:
+    """Return tool definitions as a record would give them back.
+
+    Raises:
+        InputError: they are no list of dictionaries of plain JSON data.
+    """
+    if isinstance(asked, str | bytes | Mapping) or not isinstance(asked, Iterable):
+        raise InputError(f"tools must be a list of dictionaries, not {type(asked).__name__}.")
+    example = "{'type': 'function', 'function': {'name': ...}}"
+    return tuple(
+        _as_dictionary(tool, f"tools[{index}]", example) for index, tool in enumerate(asked)
+    )
+
+
+def _as_dictionary(asked: Any, what: str, example: str) -> dict[str, Any]:
     if not isinstance(asked, dict):
         raise InputError(
-            f"response_format must be a dictionary such as {{'type': 'json_object'}}, not "
-            f"{type(asked).__name__}."
+            f"{what} must be a dictionary such as {example}, not {type(asked).__name__}."
         )
     try:
         _require_json(asked)
         own: dict[str, Any] = msgspec.json.decode(canonical(asked))
     except (InputError, RecursionError, msgspec.DecodeError) as error:
-        raise InputError(f"response_format: {error}") from None
+        raise InputError(f"{what}: {error}") from None
     return own
 
 

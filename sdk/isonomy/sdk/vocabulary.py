@@ -42,12 +42,34 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
-class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
-    """A request of the model to run a tool; `arguments` are parsed JSON."""
+class Json(msgspec.Struct, frozen=True, tag="json"):
+    """Structured data inside a message: `value` is plain JSON data."""
+
+    value: Any
+
+
+class Reasoning(msgspec.Struct, frozen=True, tag="reasoning"):
+    """What a model said to itself before it answered, where its provider shows it.
+
+    It is judged like text, is no part of an answer's `text`, and is dropped where the text was
+    replaced. `opaque` is what the provider wants back with it (a signature, encrypted content).
+    """
+
+    text: str
+    opaque: str = ""
+
+
+class ToolCall(msgspec.Struct, frozen=True, tag="tool_call", omit_defaults=True):
+    """A request of the model to run a tool; `arguments` are parsed JSON.
+
+    Where the model's arguments are no JSON object, `arguments` is empty and `malformed` holds what
+    it wrote, as it stands.
+    """
 
     id: str
     name: str
     arguments: dict[str, Any]
+    malformed: str = ""
 
 
 class ToolResult(msgspec.Struct, frozen=True, tag="tool_result"):
@@ -64,7 +86,14 @@ class Image(msgspec.Struct, frozen=True, tag="image"):
     media_type: str = "image/*"
 
 
-Part = Text | ToolCall | ToolResult | Image
+class Audio(msgspec.Struct, frozen=True, tag="audio"):
+    """A reference to a recording: carried and digested, never fetched."""
+
+    reference: str
+    media_type: str = "audio/*"
+
+
+Part = Text | Json | Reasoning | ToolCall | ToolResult | Image | Audio
 
 
 def text_of(parts: Iterable[Part]) -> str:

@@ -1,0 +1,156 @@
+"""What a call may be given besides its messages: the keywords of every way of calling.
+
+`Guard.chat`, `achat`, `stream` and `astream` take the same ones, and so does everything that stands
+before them (wrapped clients, the gateway). `performance` turns them into what is performed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+import msgspec
+
+from .errors import InputError
+from .generation import Backend, Generation, Identity, Request, Sampling
+from .performing import Performance
+from .requests import (
+    as_call,
+    as_documents,
+    as_extra,
+    as_messages,
+    as_response_format,
+    as_tools,
+    checked,
+    merged,
+    new_call_id,
+)
+from .vocabulary import Document, Message
+from .world import Live
+
+_NOT_GIVEN = (None, "")
+Messages = str | Sequence[Message | dict[str, Any]]
+"""A string (one user message), `Message`s, or dictionaries with the keys ``role``, ``content``."""
+
+
+class CallOptions(TypedDict, total=False):
+    """The keywords of a call.
+
+    session: groups calls; made up unless given.
+    actor: who asks.
+    subject: whose data this is; the session unless given. Session, actor, subject and tags stand in
+        the record itself, which outlives the erasure of content: use opaque ids, not names or
+        addresses.
+    tags: labels for the log.
+    trace_id, parent_id: of a W3C trace that the call belongs to, hexadecimal.
+    documents: retrieved documents; they pass the `retrieved` checks and reach the model before what
+        the user asked last.
+    sampling: for this call; fields that are `None` are taken from the guard's own.
+    tools: what the model may call, in the chat-completions format.
+    response_format: what form the model's answer must have, such as ``{"type": "json_schema",
+        "json_schema": {"schema": {...}}}``; recorded, and forced by backends that can. Which forms
+        there are is the backend's to say. Candidates and later rounds have it too; answers that a
+        check replaces, and refusals, need not.
+    extra: parameters of the provider's own; see `isonomy.sdk.Request`.
+    backend: answers this call instead of the guard's own; it is not closed.
+    """
+
+    session: str | None
+    actor: str | None
+    subject: str | None
+    tags: dict[str, str] | None
+    trace_id: str | None
+    parent_id: str | None
+    documents: Sequence[Document]
+    sampling: Sampling | None
+    tools: Sequence[dict[str, Any]]
+    response_format: dict[str, Any] | None
+    extra: dict[str, Any] | None
+    backend: Backend | None
+
+
+class NoBackend:
+    """Stands where a guard was given no backend: every call must bring its own."""
+
+    def identity(self) -> Identity:
+        """Return nobody."""
+        return Identity(provider="none", model="none", spec="none")
+
+    def resolve(self, sampling: Sampling) -> Sampling:
+        """Refuse.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "this guard has no backend of its own. Make it with Guard(backend=...), or wrap the "
+            "client that shall answer: guard.wrap(client)."
+        )
+
+    def generate(
+        self, request: Request, *, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        """Refuse, as `resolve`."""
+        raise AssertionError(self.resolve(request.sampling))
+
+    async def agenerate(
+        self, request: Request, *, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        """Refuse, as `resolve`."""
+        return self.generate(request)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def performance(
+    messages: Messages,
+    options: CallOptions,
+    *,
+    backend: Backend,
+    sampling: Sampling,
+    secrets: Callable[[str], str | None] | None,
+) -> Performance:
+    """Return what a call is to do, live, from what its caller passed.
+
+    Args:
+        messages: as passed.
+        options: as passed, apart from `backend`.
+        backend: answers the call.
+        sampling: the guard's own.
+        secrets: where `ctx.secret` looks.
+
+    Raises:
+        InputError: something passed can't be used; nothing was recorded.
+    """
+    parsed = as_messages(messages)
+    call_id = new_call_id()
+    session, subject = options.get("session"), options.get("subject")
+    tags = options.get("tags")
+    call = as_call(
+        id=call_id,
+        session=call_id if session in _NOT_GIVEN else session,
+        subject=subject if subject not in _NOT_GIVEN else session or call_id,
+        actor=options.get("actor"),
+        trace_id=options.get("trace_id"),
+        parent_id=options.get("parent_id"),
+        tags={} if tags is None else tags,
+    )
+    wanted = options.get("sampling")
+    drawn = backend.resolve(merged(None if wanted is None else checked(wanted), sampling))
+    if drawn.seed is None:
+        drawn = msgspec.structs.replace(drawn, seed=int.from_bytes(os.urandom(8), "big") >> 1)
+    return Performance(
+        call=call,
+        messages=parsed,
+        documents=as_documents(options.get("documents", ())),
+        request=Request(
+            messages=parsed,
+            tools=as_tools(options.get("tools", ())),
+            response_format=as_response_format(options.get("response_format")),
+            extra=as_extra(options.get("extra")),
+        ),
+        sampling=drawn,
+        world=Live(backend, secrets),
+    )
