@@ -1,4 +1,4 @@
-"""The configuration file: TOML with the tables ``[backend]``, ``[log]`` and ``[policy]``.
+"""The configuration file: TOML with the tables ``[backend]``, ``[log]``, ``[policy]``, ``[serve]``.
 
 ```toml
 [backend]
@@ -16,6 +16,9 @@ use = "pii"
 id = "no-email"
 stages = ["post_validate"]
 action = "redact"         # the check's own settings stand beside the terms
+
+[serve]                   # of `isonomy serve`; see isonomy.sdk.gateway.settings
+keys_file = "keys"
 ```
 
 Only ``[policy]`` is the policy: it alone is digested and recorded as written.
@@ -53,10 +56,14 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
     backend: dict[str, Any] | None = None
     log: LogTable | None = None
     policy: dict[str, Any] = {}
+    serve: dict[str, Any] = {}
 
 
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoded configuration file. `log` is a path, already relative to the file's folder."""
+    """A decoded configuration file. `log` is a path, already relative to the file's folder.
+
+    `serve` is as it stands: the gateway decodes it (`isonomy.sdk.gateway.settings`).
+    """
 
     file: str
     backend: str | None
@@ -64,6 +71,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling
     log: str | None
     policy: Policy
+    serve: dict[str, Any] = {}
 
 
 def load(file: str | Path) -> Configuration:
@@ -94,7 +102,13 @@ def load(file: str | Path) -> Configuration:
     if log is not None and "\0" in log:
         raise ConfigError("a path can't hold a NUL character.", file=name, key="log.path")
     return Configuration(
-        file=name, backend=spec, options=options, sampling=sampling, log=log, policy=policy
+        file=name,
+        backend=spec,
+        options=options,
+        sampling=sampling,
+        log=log,
+        policy=policy,
+        serve=whole.serve,
     )
 
 

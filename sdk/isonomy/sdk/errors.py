@@ -8,6 +8,7 @@ IsonomyError
 ├── BackendError          a backend could not answer
 │   ├── ModelError        a checkpoint is missing, damaged, or not covered
 │   ├── ContextLength     the prompt does not fit the model's context
+│   ├── Overloaded        too many calls wait already; try again later
 │   └── RemoteError       an endpoint answered with an error or not at all
 ├── LogError              the log can't be written or read: nothing is released unrecorded
 └── ReplayError           a replay asked for something that the log does not have
@@ -86,6 +87,10 @@ class ContextLength(BackendError):
         self.tokens = tokens
         self.limit = limit
         super().__init__(message, backend=backend)
+
+
+class Overloaded(BackendError):
+    """Too many calls wait for the backend already; the same call may pass later."""
 
 
 class RemoteError(BackendError):

@@ -15,6 +15,7 @@ InputError
 
 from __future__ import annotations
 
+from isonomy.sdk import errors
 from isonomy.sdk.errors import BackendError, InputError, ModelError
 
 BACKEND = "isonomy.local"
@@ -121,7 +122,7 @@ class TooLarge(BackendError):
         )
 
 
-class Overloaded(BackendError):
+class Overloaded(errors.Overloaded):
     """The engine has as many calls as it may have: `running` at a time and `waiting` for them."""
 
     def __init__(self, running: int, waiting: int) -> None:
