@@ -93,7 +93,8 @@ class LayerTrace(msgspec.Struct, frozen=True, kw_only=True):
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One try at a remote endpoint.
 
-    What came of it, how long it took, how long was waited before the next.
+    What came of it, how long it took, how long was waited before the next. `backend` names the
+    member that was tried, where several stand behind one backend.
     """
 
     number: int
@@ -102,6 +103,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     duration_ns: int = 0
     wait_ns: int = 0
+    backend: str | None = None
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):

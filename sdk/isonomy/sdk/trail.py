@@ -342,6 +342,7 @@ class Trail:
             BackendFailed(
                 error=type(error).__name__,
                 message=carriable(str(error)),
+                attempts=getattr(error, "attempts", ()),
                 duration_ns=time.perf_counter_ns() - started,
                 **place,
             ),
