@@ -55,24 +55,50 @@ class Stages:
         """Judge retrieved documents."""
 
     @hookspec
-    def critique(self, call: Call, candidate: Candidate, ctx: Context) -> Sequence[Critique] | None:
-        """Say what principles hold against a candidate."""
+    def critique(
+        self, call: Call, candidate: Candidate, messages: tuple[Message, ...], ctx: Context
+    ) -> Sequence[Critique] | None:
+        """Say what principles hold against a candidate; `messages` are what the model was asked."""
 
     @hookspec
     def revise(
-        self, call: Call, candidate: Candidate, critiques: tuple[Critique, ...], ctx: Context
+        self,
+        call: Call,
+        candidate: Candidate,
+        critiques: tuple[Critique, ...],
+        messages: tuple[Message, ...],
+        ctx: Context,
     ) -> Candidate | None:
         """Return a better candidate; it is checked again."""
 
     @hookspec
-    def rank(self, call: Call, candidates: tuple[Candidate, ...], ctx: Context) -> Ranking | None:
-        """Order the candidates, best first."""
+    def rank(
+        self,
+        call: Call,
+        candidates: tuple[Candidate, ...],
+        critiques: tuple[tuple[Critique, ...], ...],
+        messages: tuple[Message, ...],
+        ctx: Context,
+    ) -> Ranking | None:
+        """Order the candidates, best first.
+
+        `critiques` are those of each candidate as it stands, in the order of `candidates`; empty
+        for one that was changed since.
+        """
 
     @hookspec
-    def post_validate(self, call: Call, candidate: Candidate, ctx: Context) -> Verdict | None:
+    def post_validate(
+        self,
+        call: Call,
+        candidate: Candidate,
+        critiques: tuple[Critique, ...],
+        messages: tuple[Message, ...],
+        ctx: Context,
+    ) -> Verdict | None:
         """Judge an answer before it is released.
 
-        `Replace(content=text or parts)` gives a new one.
+        `Replace(content=text or parts)` gives a new one. `critiques` are those of the candidate as
+        it stands; empty where it was changed since.
         """
 
     @hookspec
