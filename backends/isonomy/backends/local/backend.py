@@ -323,6 +323,28 @@ class Local:
         _, ids = _prompt(loaded, Request(messages=as_messages(messages)))
         return scoring.score(loaded, ids, completion)
 
+    def logprobs(self, request: Request, labels: tuple[str, ...]) -> tuple[float, ...]:
+        """Return how likely the model finds each label as the beginning of its answer.
+
+        Natural logarithms: of each label `score`'s `total` after the same messages, bit for bit,
+        whatever else is computed at the same time. A judge that compares labels
+        (`isonomy.sdk.generation.Scorer`) is asked nothing else.
+
+        Args:
+            request: What is asked. Sampling, response format and `extra` are not used.
+            labels: Answers to compare, each cut into tokens by itself.
+
+        Raises:
+            InputError: request or labels can't be made into tokens.
+            ContextLength: the prompt and a label do not fit.
+            NonFinite: the model left the finite numbers.
+        """
+        if not isinstance(request, Request):
+            raise InputError(f"a request must be a Request, not {type(request).__name__}.")
+        loaded = self._loaded()
+        _, ids = _prompt(loaded, request)
+        return scoring.logprobs(loaded, ids, labels)
+
     def perplexity(self, text: str, **options: Any) -> scoring.Perplexity:
         """Return how well the model predicts a text; see `perplexity.perplexity` for the options.
 

@@ -131,18 +131,9 @@ def score(
         ContextLength: both together do not fit into the model's context.
         NonFinite: a hidden state or logit became infinite or NaN.
     """
-    if not prompt:
-        raise InputError("the prompt is empty, so the first token has nothing before it.")
     ids = ids_of(loaded, completion)
     tokens = [*prompt, *ids]
-    if len(tokens) > loaded.context:
-        raise ContextLength(
-            f"prompt and completion have {len(tokens)} tokens together; the model's context is "
-            f"{loaded.context} tokens. Score a shorter completion.",
-            backend=BACKEND,
-            tokens=len(tokens),
-            limit=loaded.context,
-        )
+    _fitting(loaded, prompt, len(ids))
     kernels = packages.load("isonomy.kernels")
     logprobs, digests, chain = bytearray(), bytearray(), bytes(32)
     with forcing.explained():
@@ -159,6 +150,51 @@ def score(
         digests=bytes(digests),
         chain=chain,
     )
+
+
+def logprobs(loaded: Checkpoint, prompt: Sequence[int], labels: Sequence[str]) -> tuple[float, ...]:
+    """Return the log-probability of each label after a prompt: the bits of `Scored.total`.
+
+    The prompt is computed once for all of them.
+
+    Raises:
+        InputError: there are no labels, or one is no text or empty.
+        ContextLength: the prompt and a label do not fit into the model's context.
+        NonFinite: a hidden state or logit became infinite or NaN.
+    """
+    if isinstance(labels, str) or not labels:
+        raise InputError('labels must be a tuple of answers to compare: ("yes", "no").')
+    for label in labels:
+        if not isinstance(label, str) or not label:
+            raise InputError(f"a label must be a text that is not empty, not {label!r}.")
+    answers = [ids_of(loaded, label) for label in labels]
+    longest = _fitting(loaded, prompt, max(len(ids) for ids in answers))
+    with forcing.explained():
+        session = loaded.decoder.session(longest)
+    found = []
+    for ids in answers:
+        with forcing.explained():
+            session.truncate(min(session.length, len(prompt) - 1))
+        steps = forcing.steps(loaded.decoder, session, [*prompt, *ids], len(prompt))
+        values = struct.unpack(f"<{len(ids)}f", b"".join(rows.logprobs for rows in steps))
+        found.append(math.fsum(values))
+    return tuple(found)
+
+
+def _fitting(loaded: Checkpoint, prompt: Sequence[int], completion: int) -> int:
+    """Return how many tokens a prompt and a completion of so many have, if they can be scored."""
+    if not prompt:
+        raise InputError("the prompt is empty, so the first token has nothing before it.")
+    count = len(prompt) + completion
+    if count > loaded.context:
+        raise ContextLength(
+            f"prompt and completion have {count} tokens together; the model's context is "
+            f"{loaded.context} tokens. Score a shorter completion.",
+            backend=BACKEND,
+            tokens=count,
+            limit=loaded.context,
+        )
+    return count
 
 
 def _texts(loaded: Checkpoint, ids: Sequence[int]) -> tuple[str, ...]:
