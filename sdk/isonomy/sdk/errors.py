@@ -11,6 +11,7 @@ IsonomyError
 │   ├── Overloaded        too many calls wait already; try again later
 │   └── RemoteError       an endpoint answered with an error or not at all
 ├── LogError              the log can't be written or read: nothing is released unrecorded
+├── Cancelled             the caller went away before the call ended
 └── ReplayError           a replay asked for something that the log does not have
 
 Every error carries its context as attributes and says in its last sentence what to do.
@@ -118,6 +119,10 @@ class LogError(IsonomyError):
     def __init__(self, message: str, *, path: str) -> None:
         self.path = path
         super().__init__(message)
+
+
+class Cancelled(IsonomyError):
+    """The caller went away before the call ended: the stream was closed. The call is recorded."""
 
 
 class ReplayError(IsonomyError):
