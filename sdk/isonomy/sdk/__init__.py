@@ -3,6 +3,7 @@
 from .checks import check, on_input, on_output
 from .errors import (
     BackendError,
+    Blocked,
     ConfigError,
     ContextLength,
     InputError,
@@ -52,6 +53,7 @@ from .vocabulary import (
     ToolResult,
     Verdict,
 )
+from .wrapping import reply_of
 
 __all__ = [
     "Allow",
@@ -61,6 +63,7 @@ __all__ = [
     "Backend",
     "BackendError",
     "Block",
+    "Blocked",
     "Call",
     "Candidate",
     "ConfigError",
@@ -102,4 +105,5 @@ __all__ = [
     "hookimpl",
     "on_input",
     "on_output",
+    "reply_of",
 ]

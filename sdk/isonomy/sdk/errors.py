@@ -10,6 +10,7 @@ IsonomyError
 │   ├── ContextLength     the prompt does not fit the model's context
 │   ├── Overloaded        too many calls wait already; try again later
 │   └── RemoteError       an endpoint answered with an error or not at all
+├── Blocked               the policy stopped a call whose caller wanted that to raise
 ├── LogError              the log can't be written or read: nothing is released unrecorded
 ├── Cancelled             the caller went away before the call ended
 └── ReplayError           a replay asked for something that the log does not have
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .generation import Attempt
+    from .performing import Reply
 
 
 class IsonomyError(Exception):
@@ -111,6 +113,23 @@ class RemoteError(BackendError):
         self.status = status
         self.attempts = attempts
         super().__init__(message, backend=backend)
+
+
+class Blocked(IsonomyError):
+    """The policy stopped a call; `reply` says which, at which check, and how it could go on.
+
+    Raised where the caller wanted that instead of a refusal: ``guard.wrap(client,
+    on_block="raise")``. The message holds no content.
+    """
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        what = "waits for a person" if reply.verdict == "ask_human" else "was blocked"
+        where = f" by the check {reply.check!r}" if reply.check else ""
+        super().__init__(
+            f"the call {reply.call_id} {what}{where}. See reply.reason, or: isonomy explain "
+            f"{reply.call_id}"
+        )
 
 
 class LogError(IsonomyError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from . import config
 from .asking import Blocking, OnLoop, Waiting, drive
@@ -28,6 +28,10 @@ from .workers import Workers
 
 if TYPE_CHECKING:
     from isonomy.replay import Replayed
+
+    from .wrapping import WrapOptions
+
+C = TypeVar("C")
 
 
 class Guard:
@@ -198,7 +202,7 @@ class Guard:
             return None
         return Scribe(self.log, call, policy=self.policy, identity=backend.identity())
 
-    def wrap(self, client: Any, **options: Unpack[CallOptions]) -> Any:
+    def wrap(self, client: C, **options: Unpack[WrapOptions]) -> C:
         """Return a client like `client` whose calls pass this guard.
 
         An OpenAI client (chat completions, responses), an Anthropic client (messages), sync or
@@ -206,14 +210,16 @@ class Guard:
 
         Args:
             client: left as it is.
-            options: for every call through the wrapped client: session, actor, tags, ...
+            options: for every call through the wrapped client: session, actor, tags, ..., and how
+                it is to behave; see `isonomy.sdk.wrapping.WrapOptions`.
 
         Raises:
             InputError: `client` is nothing that can be wrapped.
         """
         from .wrapping import wrap
 
-        return wrap(self, client, options)
+        wrapped: C = wrap(self, client, options)
+        return wrapped
 
     def protect(self, function: Any = None, **options: Unpack[CallOptions]) -> Any:
         """Guard a function that takes a prompt and returns an answer; a decorator.
