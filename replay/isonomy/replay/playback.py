@@ -107,7 +107,9 @@ class Playback:
         """Return a placeholder: secrets are never recorded, and what would use one is not run."""
         return f"[secret {name}]"
 
-    def generate(self, request: Request, asker: Asker) -> Generation:
+    def generate(
+        self, request: Request, asker: Asker, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
         """Answer anew on a deterministic backend, else hand back the next recorded answer.
 
         Either way the record must have an answer for this asker next.
@@ -132,6 +134,12 @@ class Playback:
                     asker.check,
                 )
             self._answers.popleft()
+        generation = self._answered(request, recorded)
+        if on_text is not None and generation.text:
+            on_text(generation.text)
+        return generation
+
+    def _answered(self, request: Request, recorded: Generated | BackendFailed) -> Generation:
         if self._live is not None:
             return self._anew(self._live, request, recorded)
         if isinstance(recorded, BackendFailed):
@@ -148,9 +156,11 @@ class Playback:
             answer = msgspec.structs.replace(answer, tokens=None)
         return live.generate(request, recorded=answer)
 
-    async def agenerate(self, request: Request, asker: Asker) -> Generation:
+    async def agenerate(
+        self, request: Request, asker: Asker, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
         """Like `generate`."""
-        return self.generate(request, asker)
+        return self.generate(request, asker, on_text)
 
     def patience(self, timeout: float) -> float:
         """Return how long to wait for a check: its answer was in time when it was recorded."""

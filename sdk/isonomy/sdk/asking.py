@@ -42,8 +42,14 @@ class Waiting(Protocol):
         """Run what may block (a log append) and wait for it."""
         ...
 
-    async def generate(self, trail: Trail, request: Request, **place: Any) -> Generation:
-        """Ask the trail's world for a generation."""
+    async def generate(
+        self,
+        trail: Trail,
+        request: Request,
+        on_text: Callable[[str], None] | None = None,
+        **place: Any,
+    ) -> Generation:
+        """Ask the trail's world for a generation; `on_text` is as in `World.generate`."""
         ...
 
 
@@ -63,9 +69,15 @@ class Blocking:
         """Run it here."""
         return function()
 
-    async def generate(self, trail: Trail, request: Request, **place: Any) -> Generation:
+    async def generate(
+        self,
+        trail: Trail,
+        request: Request,
+        on_text: Callable[[str], None] | None = None,
+        **place: Any,
+    ) -> Generation:
         """Ask and block."""
-        return trail.generate(request, **place)
+        return trail.generate(request, on_text=on_text, **place)
 
 
 class OnLoop:
@@ -88,14 +100,33 @@ class OnLoop:
             waiter.cancel()  # so that a late exception is not reported as never retrieved
 
     async def run(self, function: Callable[[], T], workers: Workers) -> T:
-        """Run it on a thread and await it; not on a worker, which stuck checks may have used up."""
+        """Run it on a thread and await it; not on a worker, which stuck checks may have used up.
+
+        A record is durable or it is not: who is cancelled meanwhile waits for that first.
+        """
         import asyncio
 
-        return await asyncio.to_thread(function)
+        running = asyncio.ensure_future(asyncio.to_thread(function))
+        cancelled: asyncio.CancelledError | None = None
+        while not running.done():
+            try:
+                await asyncio.wait({running})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            running.exception()  # looked at: the cancellation says enough
+            raise cancelled
+        return running.result()
 
-    async def generate(self, trail: Trail, request: Request, **place: Any) -> Generation:
+    async def generate(
+        self,
+        trail: Trail,
+        request: Request,
+        on_text: Callable[[str], None] | None = None,
+        **place: Any,
+    ) -> Generation:
         """Ask and await."""
-        return await trail.agenerate(request, **place)
+        return await trail.agenerate(request, on_text=on_text, **place)
 
 
 class _DeadlineMissed(Exception):

@@ -24,6 +24,7 @@ from .registry import nearest
 from .vocabulary import VERDICTS, Allow, Block, Stage, Verdict
 
 OnError = Literal["block", "allow", "flag"]
+Lookback = int | Literal["all"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _CALLABLE_STAGES: tuple[Stage, ...] = ("pre_filter", "post_validate")
 _HOOKS = {name for name in vars(Stages) if not name.startswith("_")}
@@ -43,6 +44,10 @@ class Check:
         stages: Iterable[Stage] | None = None,
         on_error: OnError = "block",
         timeout: float = 10.0,
+        lookback: Lookback | None = None,
+        shadow: bool | None = None,
+        beside: bool | None = None,
+        read_only: bool | None = None,
         use: str | None = None,
     ) -> None:
         self.plugin = plugin
@@ -51,12 +56,22 @@ class Check:
         self.use = use or _qualified_name(plugin)
         self.named = use is not None
         self.given_id = id is not None
+        self.written: dict[str, Any] | None = None  # its settings, where they hold `${NAME}`
         self.id = id or _default_id(plugin, use)
         self.on_error: OnError = on_error
         self.timeout = timeout
         self.inline = bool(getattr(plugin, "inline", False)) and not self.is_callable
+        # Where nothing is said here, what the plugin says of itself.
+        said = {"lookback": lookback, "shadow": shadow, "beside": beside, "read_only": read_only}
+        terms = {name: _declared(plugin, name) if s is None else s for name, s in said.items()}
+        self.lookback: Lookback = terms["lookback"]
+        self.shadow: bool = terms["shadow"]
+        self.beside: bool = terms["beside"]
+        self.read_only: bool = terms["read_only"]
+        self.given = {n: s for n, s in said.items() if s is not None and s != _declared(plugin, n)}
         self._validate(on_error, timeout)
         self.stages = self._resolve_stages(stages)
+        self._validate_terms()
 
     def _validate(self, on_error: str, timeout: float) -> None:
         if not self.hooks and not self.is_callable:
@@ -87,6 +102,27 @@ class Check:
             raise ConfigError(
                 f"timeout must be seconds between 0 and 86400, not {timeout!r}.",
                 key=f"{self.id}.timeout",
+            )
+
+    def _validate_terms(self) -> None:
+        back = self.lookback
+        counted = isinstance(back, int) and not isinstance(back, bool) and 0 <= back <= 1 << 30
+        if not counted and back != "all":
+            raise ConfigError(
+                f'lookback must be a number of characters, or "all", not {back!r}.',
+                key=f"{self.id}.lookback",
+            )
+        for name in ("shadow", "beside", "read_only"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise ConfigError(
+                    f"{name} must be true or false, not {value!r}.", key=f"{self.id}.{name}"
+                )
+        if self.beside and "pre_filter" not in self.stages:
+            raise ConfigError(
+                "beside is for checks of pre_filter: they are asked while the model answers. This "
+                f"one acts at: {', '.join(self.stages) or 'no stage'}.",
+                key=f"{self.id}.beside",
             )
 
     def _resolve_stages(self, stages: Iterable[Stage] | None) -> tuple[Stage, ...]:
@@ -131,8 +167,12 @@ def check(
     stages: Iterable[Stage] | None = None,
     on_error: OnError = "block",
     timeout: float = 10.0,
+    lookback: Lookback | None = None,
+    shadow: bool | None = None,
+    beside: bool | None = None,
+    read_only: bool | None = None,
 ) -> Check:
-    """Set the terms of a check.
+    """Set the terms of a check. A plugin may have the last four as attributes; these win.
 
     Args:
         plugin: an object with hooks, or a callable `text -> bool | Verdict` (async too).
@@ -140,12 +180,32 @@ def check(
         stages: where to ask it; everywhere it can act unless given.
         on_error: what an exception, a missed deadline or a nonsensical return counts as.
         timeout: seconds.
+        lookback: declares that the check may act in the middle of a stream: how many characters at
+            the end of its output may still change, or its verdict depend on, while more text comes;
+            ``"all"`` (unless said otherwise) where it must see the whole answer. For a text t cut
+            at any n: what it makes of t[:n], without the last `lookback` characters, begins what it
+            makes of every longer text, and what it lets pass of t[:n - lookback] it lets pass
+            whatever follows. Such a check is a function of the candidate's text alone.
+        shadow: ask and record it, and let it change nothing.
+        beside: at `pre_filter`, ask it while the model answers; the answer waits for it. It can't
+            replace.
+        read_only: it never replaces; neighbours of this kind are asked at the same time.
 
     Raises:
         PluginError: `plugin` is no check.
         ConfigError: a term is wrong.
     """
-    return Check(plugin, id=id, stages=stages, on_error=on_error, timeout=timeout)
+    return Check(
+        plugin,
+        id=id,
+        stages=stages,
+        on_error=on_error,
+        timeout=timeout,
+        lookback=lookback,
+        shadow=shadow,
+        beside=beside,
+        read_only=read_only,
+    )
 
 
 def on_input(function: Callable[[str], Any], **terms: Any) -> Check:
@@ -156,6 +216,23 @@ def on_input(function: Callable[[str], Any], **terms: Any) -> Check:
 def on_output(function: Callable[[str], Any], **terms: Any) -> Check:
     """Ask a callable about the final text only. `terms` as for `check`."""
     return check(function, stages=("post_validate",), **terms)
+
+
+_DEFAULTS: dict[str, Any] = {
+    "lookback": "all",
+    "shadow": False,
+    "beside": False,
+    "read_only": False,
+}
+
+
+def _declared(plugin: Any, name: str) -> Any:
+    """Return what a plugin says of itself, as an attribute or a property."""
+    default = _DEFAULTS[name]
+    if inspect.isclass(plugin) or not hasattr(type(plugin), name):
+        # A module or an instance may set it; whatever `__getattr__` makes up is no declaration.
+        return getattr(plugin, "__dict__", {}).get(name, default)
+    return getattr(plugin, name)
 
 
 def verdict_of_callable(value: Any) -> Verdict:

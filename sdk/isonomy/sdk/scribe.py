@@ -16,8 +16,8 @@ from . import provenance
 from .errors import LogError
 from .events import Event
 from .generation import Identity, Sampling, Usage
+from .judging import Standing
 from .log import Log
-from .pipeline import Standing
 from .policy import Policy
 from .records import Entry, Intent, Opening, Output, Payload, RequestContent, Result, header_of
 from .trail import Trail

@@ -315,22 +315,32 @@ class Trail:
             round=round,
         )
 
-    def generate(self, request: Request, gate: Gate | None = None, **place: Any) -> Generation:
+    def generate(
+        self,
+        request: Request,
+        gate: Gate | None = None,
+        on_text: Callable[[str], None] | None = None,
+        **place: Any,
+    ) -> Generation:
         """Ask the world for a generation and record it, or the error that came instead."""
         started = time.perf_counter_ns()
         try:
-            generation = self.world.generate(request, _asker(place))
+            generation = self.world.generate(request, _asker(place), on_text)
         except IsonomyError as error:
             raise self._failed(error, place, started, gate) from None
         return self._generated(request, generation, place, started, gate)
 
     async def agenerate(
-        self, request: Request, gate: Gate | None = None, **place: Any
+        self,
+        request: Request,
+        gate: Gate | None = None,
+        on_text: Callable[[str], None] | None = None,
+        **place: Any,
     ) -> Generation:
         """Like `generate`, without blocking the loop."""
         started = time.perf_counter_ns()
         try:
-            generation = await self.world.agenerate(request, _asker(place))
+            generation = await self.world.agenerate(request, _asker(place), on_text)
         except IsonomyError as error:
             raise self._failed(error, place, started, gate) from None
         return self._generated(request, generation, place, started, gate)

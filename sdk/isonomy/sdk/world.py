@@ -22,6 +22,9 @@ from .events import Effect, Event, Generated
 from .generation import Backend, Generation, Request
 from .vocabulary import Message
 
+OnText = Callable[[str], None] | None
+"""Receives pieces of an answer's text as they become final."""
+
 
 class Asker(NamedTuple):
     """Who asks the model: a check's hook in its round, or (no check) the call itself."""
@@ -46,11 +49,11 @@ class World(Protocol):
         """Return a secret."""
         ...
 
-    def generate(self, request: Request, asker: Asker) -> Generation:
-        """Answer a request."""
+    def generate(self, request: Request, asker: Asker, on_text: OnText = None) -> Generation:
+        """Answer a request; `on_text` gets pieces of its text as they come, from any thread."""
         ...
 
-    async def agenerate(self, request: Request, asker: Asker) -> Generation:
+    async def agenerate(self, request: Request, asker: Asker, on_text: OnText = None) -> Generation:
         """Like `generate`, without blocking the loop."""
         ...
 
@@ -116,25 +119,36 @@ class Live:
         return value
 
     def generate(
-        self, request: Request, asker: Asker | None = None, *, recorded: Generation | None = None
+        self,
+        request: Request,
+        asker: Asker | None = None,
+        on_text: OnText = None,
+        *,
+        recorded: Generation | None = None,
     ) -> Generation:
         """Ask the backend; whatever it raises becomes a `BackendError`.
 
         `recorded` is for a backend that verifies (`isonomy.sdk.generation.Verifier`).
         """
         ask: Any = self._backend.generate
+        more: dict[str, Any] = {} if on_text is None else {"on_text": on_text}
+        if recorded is not None:
+            more["recorded"] = recorded
         try:
-            answered = ask(request) if recorded is None else ask(request, recorded=recorded)
+            answered = ask(request, **more)
             return _usable(answered, self._backend)
         except (IsonomyError, KeyboardInterrupt):
             raise
         except BaseException as error:
             raise _wrapped(error, self._backend) from error
 
-    async def agenerate(self, request: Request, asker: Asker | None = None) -> Generation:
+    async def agenerate(
+        self, request: Request, asker: Asker | None = None, on_text: OnText = None
+    ) -> Generation:
         """Ask the backend without blocking the loop."""
+        more: dict[str, Any] = {} if on_text is None else {"on_text": on_text}
         try:
-            return _usable(await self._backend.agenerate(request), self._backend)
+            return _usable(await self._backend.agenerate(request, **more), self._backend)
         except (IsonomyError, KeyboardInterrupt):
             raise
         except BaseException as error:
