@@ -62,7 +62,7 @@ def test_settings_of_the_connection(journal: JournalLog) -> None:
         ("wal_autocheckpoint", 0),
         ("secure_delete", 1),
         ("journal_mode", "wal"),
-        ("user_version", 1),
+        ("user_version", 2),
     ]:
         assert connection.execute(f"PRAGMA {pragma}").fetchone() == (value,), pragma
 
@@ -294,11 +294,11 @@ def test_a_file_of_noise_in_the_journals_place(path: Path) -> None:
 
 def test_a_newer_log_is_read_but_not_written(filled: ReplayLog, path: Path) -> None:
     with closing(sqlite3.connect(path / "journal.sqlite", isolation_level=None)) as connection:
-        connection.execute("UPDATE meta SET value = '2' WHERE name = 'schema'")
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("UPDATE meta SET value = '3' WHERE name = 'schema'")
+        connection.execute("PRAGMA user_version = 3")
     with pytest.raises(NewerLog, match="upgrade") as raised:
         open_log(path)
-    assert raised.value.version == 2
+    assert raised.value.version == 3
     assert filled.call("call-finished").status == "complete"
     assert filled.sql("select count(*) from calls").fetchall() == [(5,)]
     assert [finding.problem[:12] for finding in filled.verify().findings] == ["it has schem"]

@@ -78,7 +78,7 @@ def test_an_unfinished_call(call: StoredCall) -> None:
         "UPDATE records SET leaf_hash = zeroblob(32) WHERE sequence = 2",
         "UPDATE records SET leaf = substr(leaf, 1, 100)",
         "DELETE FROM contents",
-        "DELETE FROM payloads WHERE sequence = 1 AND position = 0",
+        "UPDATE records SET payloads = x'90' WHERE sequence = 1",
     ],
 )
 def test_a_damaged_record(original: Path, tmp_path: Path, damage: str) -> None:

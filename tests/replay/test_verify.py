@@ -14,7 +14,16 @@ import duckdb
 import pytest
 from tests.replay import making
 
-from isonomy.replay import DamagedLog, Finding, ReplayLog, checking, database, open_log, projection
+from isonomy.replay import (
+    DamagedLog,
+    Finding,
+    ReplayLog,
+    checking,
+    database,
+    open_log,
+    packing,
+    projection,
+)
 from isonomy.replay.directory import LogDirectory
 from isonomy.replay.ingest import ingest
 from isonomy.replay.projection import TABLES
@@ -197,39 +206,54 @@ def rows_of_views(audit: Path) -> list[list[tuple]]:  # type: ignore[type-arg]
 # Whole records, and what somebody with SQL would do.
 
 
+def without(payloads: bytes, position: int) -> bytes:
+    kept = list(packing.unpacked(payloads) or ())
+    return packing.packed(kept[:position] + kept[position + 1 :])
+
+
+def resalted(payloads: bytes) -> bytes:
+    return packing.packed([(os.urandom(32), body) for _, body in packing.unpacked(payloads) or ()])
+
+
+def holding(payloads: bytes, position: int, body: bytes | int) -> bytes:
+    kept = list(packing.unpacked(payloads) or ())
+    kept[position] = (kept[position][0], body)
+    return packing.packed(kept)
+
+
 def alter(path: Path, *statements: str) -> None:
     with closing(sqlite3.connect(path / "journal.sqlite", isolation_level=None)) as connection:
+        for function, arguments in ((without, 2), (resalted, 1), (holding, 3)):
+            connection.create_function(function.__name__, arguments, function)
         for statement in statements:
             connection.execute(statement)
 
 
 REMOVE = "DELETE FROM {} WHERE sequence = {}"
-SWAP = "UPDATE {} SET sequence = sequence - 4 WHERE sequence IN (1, 3)"  # 1 to -3, 3 to -1
-UNSIGN = "UPDATE {} SET sequence = -sequence WHERE sequence < 0"
+PAYLOADS = "UPDATE records SET payloads = {} WHERE sequence = {}"
+SWAP = "UPDATE records SET sequence = sequence - 4 WHERE sequence IN (1, 3)"  # 1 to -3, 3 to -1
+UNSIGN = "UPDATE records SET sequence = -sequence WHERE sequence < 0"
 
 
 @pytest.mark.parametrize(
     ("statements", "sequence", "problem"),
     [
-        ([REMOVE.format("records", 3), REMOVE.format("payloads", 3)], 3, "record 3 is missing"),
-        ([REMOVE.format("records", 8), REMOVE.format("payloads", 8)], 8, "record 8 is missing"),
-        ([REMOVE.format("records", 4)], 4, "payloads of a record that is not there"),
-        ([REMOVE.format("payloads", 2)], 2, "payload events is missing"),
+        ([REMOVE.format("records", 3)], 3, "record 3 is missing"),
+        ([REMOVE.format("records", 8)], 8, "record 8 is missing"),
+        ([PAYLOADS.format("without(payloads, 1)", 2)], 2, "payload output is missing"),
+        ([PAYLOADS.format("NULL", 2)], 2, "its payloads can't be read"),
+        ([PAYLOADS.format("x''", 2)], 2, "its payloads can't be read"),
+        ([PAYLOADS.format("CAST(payloads || x'00' AS BLOB)", 2)], 2, "its payloads can't be read"),
         (
-            [
-                statement.format(table)
-                for statement in (SWAP, UNSIGN)
-                for table in ("records", "payloads")
-            ],
-            1,
-            "differs from the journal's leaf hash",
+            ["UPDATE records SET payloads = (SELECT payloads FROM records WHERE sequence = 1)"],
+            2,
+            "a payload at position 3 is not in the leaf",
         ),
+        ([SWAP, UNSIGN], 1, "differs from the journal's leaf hash"),
         (
             [
-                "INSERT INTO records SELECT 9, call_id, kind, leaf, leaf_hash FROM records WHERE "
-                "sequence = 2",
-                "INSERT INTO payloads SELECT 9, position, content, salt FROM payloads WHERE "
-                "sequence = 2",
+                "INSERT INTO records SELECT 9, call_id, kind, leaf, leaf_hash, payloads FROM "
+                "records WHERE sequence = 2"
             ],
             9,
             "copy of record 2",
@@ -249,8 +273,15 @@ UNSIGN = "UPDATE {} SET sequence = -sequence WHERE sequence < 0"
         ),
         (["UPDATE records SET call_id = 'other' WHERE sequence = 2"], 2, "column call_id"),
         (["UPDATE records SET kind = 'result' WHERE sequence = 1"], 1, "column kind"),
-        (["UPDATE payloads SET salt = randomblob(32) WHERE sequence = 2"], 2, "commitment"),
-        (["UPDATE payloads SET content = 2 WHERE sequence = 2 AND position = 0"], 2, "commitment"),
+        ([PAYLOADS.format("resalted(payloads)", 2)], 2, "commitment"),
+        ([PAYLOADS.format("holding(payloads, 0, x'00')", 2)], 2, "commitment"),
+        ([PAYLOADS.format("holding(payloads, 1, 1)", 1)], 1, "commitment"),
+        ([PAYLOADS.format("holding(payloads, 1, 99)", 1)], 1, "content is missing"),
+        (
+            [PAYLOADS.format("holding(payloads, 0, (SELECT body FROM contents WHERE id = 1))", 1)],
+            1,
+            "wrong subject",
+        ),
         (["UPDATE contents SET body = CAST(body || ' ' AS BLOB) WHERE id = 2"], 1, "commitment"),
         (["UPDATE contents SET body = CAST(body AS TEXT) WHERE id = 2"], 1, "not stored as bytes"),
         (["UPDATE contents SET address = randomblob(32) WHERE id = 2"], 1, "address"),
@@ -286,8 +317,8 @@ def test_a_removed_result_of_the_last_call_in_all_files_shows_only_as_an_unprove
 ) -> None:
     alter(
         path,
-        *(f"DELETE FROM {table} WHERE sequence = 8" for table in ("records", "payloads")),
-        "DELETE FROM contents WHERE id NOT IN (SELECT content FROM payloads)",
+        REMOVE.format("records", 8),
+        "DELETE FROM contents WHERE id = (SELECT max(id) FROM contents)",  # its only message
     )
     os.truncate(path / "leaves", 7 * 32)
     report = filled.verify()
@@ -410,10 +441,27 @@ def test_every_typed_column_is_compared(filled: ReplayLog, path: Path) -> None:
         ),
         ("INSERT INTO stored.damaged VALUES (2, 'call-finished', 'x')", "rows in damaged differ"),
         (
-            "UPDATE stored.contents SET body = 'x'::BLOB WHERE content = 3",
+            "UPDATE stored.contents SET body = 'x'::BLOB WHERE content = 2",
+            "payload message/0 differs",
+        ),
+        ("DELETE FROM stored.contents WHERE content = 2", "payload message/0 differs"),
+        (
+            f"UPDATE stored.contents SET body = 'x'::BLOB WHERE content = {packing.number(1, 2)}",
             "payload request differs",
         ),
-        ("DELETE FROM stored.contents WHERE content = 3", "payload request differs"),
+        (
+            f"DELETE FROM stored.contents WHERE content = {packing.number(1, 2)}",
+            "payload request differs",
+        ),
+        (
+            f"INSERT INTO stored.contents VALUES ({packing.number(1, 77)}, 'x'::BLOB)",
+            "content of a record that the journal lacks",
+        ),
+        (
+            f"INSERT INTO stored.contents VALUES ({packing.number(99, 0)}, 'x'::BLOB)",
+            "has no number",
+        ),
+        ("INSERT INTO stored.contents VALUES (-1, 'x'::BLOB)", "has no number"),
         ("INSERT INTO stored.contents SELECT * FROM stored.contents", "more than once"),
         ("INSERT INTO stored.contents VALUES (99, 'x'::BLOB)", "contents do not end"),
         ("UPDATE stored.state SET value = '6' WHERE name = 'records'", "lacks"),

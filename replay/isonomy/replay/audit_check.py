@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from . import audit, projection
+from . import audit, packing, projection
 from .checking import FIRST, Examined
 from .directory import AUDIT, LogDirectory
 from .projection import TABLES
@@ -158,6 +158,7 @@ class AuditCheck(Audited):
             for name, content in each.contents.items()
             if content > self._content
         }
+        self._compare_bodies(examined)
         if not used:
             return
         newest = max(used)
@@ -182,6 +183,38 @@ class AuditCheck(Audited):
             self._find(f"{which} differs from the journal's", sequence, call_id)
         self._content = newest
 
+    def _compare_bodies(self, examined: list[Examined]) -> None:
+        """Compare the bodies that stand in these records."""
+        expected: dict[int, tuple[Examined, str]] = {}
+        damaged: set[int] = set()
+        taken = [each for each in examined if 1 <= each.raw.sequence <= self.last]
+        if not taken:
+            return
+        for each in taken:
+            if each.problems:
+                damaged.add(each.raw.sequence)
+                continue
+            for name, content in each.contents.items():
+                if content < 0:
+                    expected[content] = each, name
+        first, last = taken[0].raw.sequence, taken[-1].raw.sequence
+        found = self._ask(
+            f"SELECT content, body FROM {_NAME}.stored.contents WHERE content BETWEEN ? AND ?",
+            [packing.number(last + 1, 0) + 1, packing.number(first, 0)],
+        )
+        stored = {
+            content: body for content, body in found if -content // packing.PLACES not in damaged
+        }
+        self.rows += len(stored)
+        for content in sorted(stored.keys() | expected.keys(), reverse=True):
+            each, name = expected.get(content, (None, ""))
+            if each is None:
+                self._find("it has content of a record that the journal lacks")
+            elif stored.get(content) != each.payloads[name]:
+                self._find(
+                    f"payload {name} differs from the journal's", each.raw.sequence, each.call_id
+                )
+
     def _beyond(self, journal: sqlite3.Connection) -> None:
         for table in TABLES:
             for (sequence,) in self._ask(
@@ -197,7 +230,9 @@ class AuditCheck(Audited):
             if row != (body,):
                 self._find(f"content {content} differs from the journal's")
         for (content,) in self._ask(
-            f"SELECT content FROM {_NAME}.stored.contents WHERE content IS NULL OR content < 1"
+            f"SELECT content FROM {_NAME}.stored.contents WHERE content IS NULL"
+            f" OR content BETWEEN {packing.number(1, 0) + 1} AND 0"
+            f" OR content <= {packing.number(min(self._after, self.last) + 1, 0)}"
             " UNION ALL SELECT content FROM"
             f" {_NAME}.stored.contents GROUP BY content HAVING count(*) > 1 LIMIT 20"
         ):

@@ -17,12 +17,16 @@ import msgspec
 from isonomy.sdk.events import Event
 from isonomy.sdk.records import Intent, Record, Result, header_of
 
+from . import packing
 from .database import SHARED_SUBJECT
 from .hashing import SALT_BYTES, SHARED_SALT, LeafContent, address, commitment, leaf_hash
 
 _LEAF = msgspec.json.Decoder(LeafContent)
 _RECORD = msgspec.json.Decoder(Record)
 _EVENTS = msgspec.json.Decoder(tuple[Event, ...])
+
+_VARIABLES = 500
+"""Variables of one statement; SQLite allows more."""
 
 FIRST = -(1 << 63)
 """Below every sequence number that a damaged row could hold."""
@@ -32,7 +36,11 @@ Subjects = dict[Any, tuple[Any, Any]]
 
 
 class RawPayload(msgspec.Struct, frozen=True):
-    """A row of the journal's `payloads` with its content; of any type where damaged."""
+    """A payload as stored; of any type where damaged.
+
+    `content` is its row in `contents`, which has `subject` and `address`, or (below zero, see
+    `packing.number`) stands for a body that stands in its record.
+    """
 
     position: Any
     content: Any
@@ -43,22 +51,25 @@ class RawPayload(msgspec.Struct, frozen=True):
 
 
 class RawRecord(msgspec.Struct, frozen=True):
-    """A row of the journal's `records` with its payloads, as stored; of any type where damaged."""
+    """A row of the journal's `records`, as stored; of any type where damaged.
+
+    `payloads` is `None` where what holds them can't be read.
+    """
 
     sequence: int
     call_id: Any
     kind: Any
     leaf: Any
     leaf_hash: Any
-    payloads: list[RawPayload]
+    payloads: list[RawPayload] | None
 
 
 class Examined(msgspec.Struct, frozen=True):
     """A record after its examination.
 
     `record` is `None` if the leaf can't be read. `payloads` holds the bodies whose commitment fits,
-    by name. `contents` holds their rows in `contents`, by name. `problems` is empty for an intact
-    record.
+    by name, `contents` the numbers of their bodies (`RawPayload.content`). `problems` is empty for
+    an intact record.
     """
 
     raw: RawRecord
@@ -129,6 +140,48 @@ def read_call(connection: sqlite3.Connection, call_id: str) -> Iterator[RawRecor
 def _read_batch(
     connection: sqlite3.Connection, which: str, parameters: tuple[Any, ...]
 ) -> Iterator[RawRecord]:
+    if connection.execute("PRAGMA user_version").fetchone()[0] == 1:
+        yield from _read_version_1(connection, which, parameters)
+        return
+    rows = [
+        (*row, packing.unpacked(payloads))
+        for *row, payloads in connection.execute(
+            "SELECT sequence, call_id, kind, leaf, leaf_hash, payloads FROM records"
+            f" WHERE sequence {which} ORDER BY sequence",
+            parameters,
+        )
+    ]
+    wanted = {body for *_, kept in rows for _, body in kept or () if isinstance(body, int)}
+    known = _contents(connection, sorted(wanted))
+    for *row, kept in rows:
+        payloads: list[RawPayload] | None = None
+        if kept is not None:
+            payloads = [
+                RawPayload(position, body, salt, *known.get(body, (None, None, None)))
+                if isinstance(body, int)
+                else RawPayload(position, packing.number(row[0], position), salt, None, None, body)
+                for position, (salt, body) in enumerate(kept)
+            ]
+        yield RawRecord(*row, payloads)
+
+
+def _contents(connection: sqlite3.Connection, wanted: list[int]) -> dict[int, tuple[Any, Any, Any]]:
+    """Return subject, address and body of rows of `contents`."""
+    known = {}
+    for at in range(0, len(wanted), _VARIABLES):
+        part = wanted[at : at + _VARIABLES]
+        for row, *rest in connection.execute(
+            "SELECT id, subject, address, body FROM contents WHERE id IN"
+            f" ({', '.join('?' * len(part))})",
+            part,
+        ):
+            known[row] = tuple(rest)
+    return known
+
+
+def _read_version_1(
+    connection: sqlite3.Connection, which: str, parameters: tuple[Any, ...]
+) -> Iterator[RawRecord]:
     payloads: dict[Any, list[RawPayload]] = {}
     for sequence, *row in connection.execute(
         "SELECT p.sequence, p.position, p.content, p.salt, c.subject, c.address, c.body"
@@ -169,7 +222,9 @@ def examine(raw: RawRecord, known: Subjects) -> Examined:
             problems.append("the column kind differs from the leaf")
     bodies: dict[str, bytes] = {}
     contents: dict[str, int] = {}
-    stored = {payload.position: payload for payload in raw.payloads}
+    if raw.payloads is None:
+        problems.append("its payloads can't be read")
+    stored = {payload.position: payload for payload in raw.payloads or ()}
     for position, (name, expected) in enumerate(commitments):
         payload = stored.pop(position, None)
         if payload is None:
@@ -203,6 +258,8 @@ def _payload_problem(
         return "content or salt does not fit its commitment"
     if (payload.salt == SHARED_SALT) != (payload.subject == SHARED_SUBJECT):
         return "it is stored under the wrong subject"
+    if payload.content < 0:  # its body stands in its record
+        return None
     subject, key = known.get(payload.subject, (None, None))
     if not isinstance(key, bytes):
         return "the key of its subject is missing"

@@ -17,19 +17,25 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Final
 from urllib.parse import quote
 
 from isonomy.sdk.errors import LogError
 
+from . import packing
 from .directory import JOURNAL, LogDirectory
 from .errors import DamagedLog, LogUnwritable, NewerLog, NotALog
 from .hashing import SHARED_KEY
 
-SCHEMA: Final = 1
-"""Version of the journal's tables; also in ``meta`` and in SQLite's user_version."""
+SCHEMA: Final = 2
+"""Version of the journal's tables; also in ``meta`` and in SQLite's user_version.
+
+1 kept every payload in `contents`, tied to its record by rows of a table of their own. 2 keeps them
+in the record's row: one row, one page, where there were four to ten. A log of version 1 is read as
+it stands, and becomes one of version 2 when it is next written to.
+"""
 
 WAL_KEPT: Final = 64 << 20
 """Bytes of the write-ahead log's file that are kept for use again; beyond, it is cut."""
@@ -39,22 +45,33 @@ FORMAT: Final = "isonomy journal"
 SHARED_SUBJECT: Final = 0
 """Row of `subjects` for shared content; its subject is NULL, its key 32 zero bytes."""
 
-TABLES: Final = (
+_COMMON: Final = (
     "CREATE TABLE meta (name TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE subjects (id INTEGER PRIMARY KEY NOT NULL, subject TEXT UNIQUE, key BLOB NOT "
     "NULL)",
-    "CREATE TABLE records (sequence INTEGER PRIMARY KEY NOT NULL, call_id TEXT NOT NULL,"
-    " kind TEXT NOT NULL, leaf BLOB NOT NULL, leaf_hash BLOB NOT NULL)",
     "CREATE INDEX records_by_call ON records (call_id)",
     "CREATE TABLE contents (id INTEGER PRIMARY KEY NOT NULL, subject INTEGER NOT NULL,"
     " address BLOB NOT NULL, body BLOB NOT NULL)",
     "CREATE UNIQUE INDEX contents_by_address ON contents (subject, address)",
-    "CREATE TABLE payloads (sequence INTEGER NOT NULL, position INTEGER NOT NULL,"
-    " content INTEGER NOT NULL, salt BLOB NOT NULL, PRIMARY KEY (sequence, position)) WITHOUT "
-    "ROWID",
 )
-"""`records.leaf` holds the hashed bytes; the columns beside it are for finding. `payloads` ties the
-payload at `position` of a leaf to its stored content and holds the salt of its commitment."""
+_RECORDS: Final = (
+    "CREATE TABLE records (sequence INTEGER PRIMARY KEY NOT NULL, call_id TEXT NOT NULL,"
+    " kind TEXT NOT NULL, leaf BLOB NOT NULL, leaf_hash BLOB NOT NULL"
+)
+TABLES: Final[Mapping[int, tuple[str, ...]]] = {
+    1: (
+        *_COMMON[:2],
+        _RECORDS + ")",
+        *_COMMON[2:],
+        "CREATE TABLE payloads (sequence INTEGER NOT NULL, position INTEGER NOT NULL,"
+        " content INTEGER NOT NULL, salt BLOB NOT NULL, PRIMARY KEY (sequence, position)) WITHOUT "
+        "ROWID",
+    ),
+    2: (*_COMMON[:2], _RECORDS + ", payloads BLOB)", *_COMMON[2:]),
+}
+"""What each version lays down. `records.leaf` holds the hashed bytes; the columns beside it are for
+finding. `records.payloads` holds the payloads in the order of the leaf, as `isonomy.replay.packing`
+writes them: those that may come again in the subject by their row in `contents`."""
 
 
 def defined(sql: str) -> tuple[str, str, str]:
@@ -172,12 +189,34 @@ def at_rest(directory: LogDirectory) -> bool:
         return False
 
 
+def migrate(connection: sqlite3.Connection) -> None:
+    """Make a journal of version 1 one of version 2, in one transaction; no other is touched."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.execute("PRAGMA user_version").fetchone()[0] == 1:
+            connection.execute("ALTER TABLE records ADD COLUMN payloads BLOB")
+            connection.create_function("packed", 1, packing.packed_text, deterministic=True)
+            connection.execute(
+                "UPDATE records SET payloads = packed((SELECT json_group_array(json_array("
+                "hex(salt), content)) FROM (SELECT salt, content FROM payloads p WHERE p.sequence"
+                " = records.sequence ORDER BY position)))"
+            )
+            connection.execute("DROP TABLE payloads")
+            connection.execute("UPDATE meta SET value = '2' WHERE name = 'schema'")
+            connection.execute("PRAGMA user_version=2")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
 def create(connection: sqlite3.Connection, log_id: str) -> None:
     """Lay down the schema in an empty file, in one transaction."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statement in TABLES:
+        for statement in TABLES[SCHEMA]:
             connection.execute(statement)
         connection.executemany(
             "INSERT INTO meta VALUES (?, ?)",

@@ -19,7 +19,8 @@ Commitment
     bytes.
 Address
     ``HMAC-SHA256(key, body)``, 32 bytes, where `key` is 32 random bytes of the payload's subject,
-    or 32 zero bytes for shared content. A body is stored once at its address within its subject.
+    or 32 zero bytes for shared content. A body that may come again (a message, the policy) is
+    stored once at its address within its subject.
     Addresses never appear in leaves: they can be erased, and say nothing to whoever lacks the key.
 
 Equal bodies therefore have equal addresses within a subject, unrelated ones across subjects, and

@@ -243,9 +243,10 @@ def _store(
 def projected(
     journal: sqlite3.Connection, batch: list[checking.RawRecord], after: int
 ) -> tuple[projection.Projection, dict[int, bytes]]:
-    """Return the rows of a batch, and the contents it uses whose row is beyond `after`.
+    """Return the rows of a batch, and the contents it uses whose number is beyond `after`.
 
-    Rows of contents are numbered in the order of commits, so whatever lies beyond the mark is new.
+    Rows of contents are numbered in the order of commits, so whatever lies beyond the mark is new;
+    so is whatever stands in a record itself, with a number below zero.
     """
     known = checking.subjects(journal)
     rows = projection.empty()
@@ -255,7 +256,7 @@ def projected(
         projection.project(examined, rows)
         if not examined.problems:
             for name, content in examined.contents.items():
-                if content > after:
+                if content < 0 or content > after:
                     contents[content] = examined.payloads[name]
     return rows, contents
 

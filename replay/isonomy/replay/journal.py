@@ -21,12 +21,14 @@ from contextlib import suppress
 from isonomy.sdk.errors import InputError
 from isonomy.sdk.records import Entry, Payload
 
-from . import database
+from . import database, packing
+from .database import SHARED_SUBJECT
 from .directory import JOURNAL, LogDirectory
 from .errors import DamagedLog, LogUnwritable
 from .hashing import (
     KEY_BYTES,
     SALT_BYTES,
+    SHARED_KEY,
     SHARED_SALT,
     Commitment,
     address,
@@ -35,6 +37,12 @@ from .hashing import (
     leaf_hash,
 )
 from .leaves import LeavesFile
+
+_REPEATED = "message/"
+"""How the names of payloads begin that may come again in their subject: they are stored once."""
+
+_SHARED_KNOWN = 64
+"""Bodies of shared content whose row is remembered, more or less."""
 
 Entropy = Callable[[int], bytes]
 """Returns that many random bytes; `os.urandom` outside tests."""
@@ -47,8 +55,7 @@ class _Prepared:
 
     def __init__(self, entry: Entry, entropy: Entropy) -> None:
         record = entry.record
-        names = [payload.name for payload in entry.payloads]
-        if len(set(names)) != len(names):
+        if len({payload.name for payload in entry.payloads}) != len(entry.payloads):
             raise InputError(
                 f"an entry of call {record.call_id!r} has two payloads of one name. Give each its "
                 "own."
@@ -132,12 +139,14 @@ class JournalLog:
             DamagedLog: it can't be trusted to go on from.
         """
         self._directory = LogDirectory(path)
+        self._file = str(self._directory.journal)
         self._entropy = entropy
         self._busy_seconds = busy_seconds
         self._lock = _Turns()
         self._connection: sqlite3.Connection | None = None
         self._leaves: LeavesFile | None = None
         self._identity: tuple[int, int] | None = None
+        self._shared: dict[bytes, int] = {}
         self._log_id: str | None = None
         self._closed = False
         with self._lock:
@@ -164,11 +173,14 @@ class JournalLog:
             with database.explained(self._directory, writing=True):
                 try:
                     connection.execute("BEGIN IMMEDIATE")
-                    first = self._insert(connection, prepared)
+                    first, shared = self._insert(connection, prepared)
                     connection.execute("COMMIT")
                 except BaseException:
                     self._abandon(connection)
                     raise
+            if len(self._shared) > _SHARED_KNOWN:
+                self._shared.clear()
+            self._shared.update(shared)
             # The records are durable by now; the second witness catches up at the next ingestion.
             with suppress(OSError):
                 leaves.mark(first, [entry.hash for entry in prepared])
@@ -232,7 +244,10 @@ class JournalLog:
                     # Another process is still creating it, or died over it: both end under the
                     # lock.
                     self._create()
-                self._recognize(database.check(connection, directory, writing=True)["log"])
+                meta = database.check(connection, directory, writing=True)
+                if meta["schema"] != str(database.SCHEMA):
+                    database.migrate(connection)
+                self._recognize(meta["log"])
                 self._refuse_lost_end(connection)
             except BaseException:
                 self._release()
@@ -287,32 +302,47 @@ class JournalLog:
                 file=JOURNAL,
             )
 
-    def _insert(self, connection: sqlite3.Connection, prepared: list[_Prepared]) -> int:
+    def _insert(
+        self, connection: sqlite3.Connection, prepared: list[_Prepared]
+    ) -> tuple[int, dict[bytes, int]]:
+        """Return the first sequence number, and the rows of shared content that was looked up."""
         execute = connection.execute
         first = execute("SELECT coalesce(max(sequence), 0) + 1 FROM records").fetchone()[0]
-        keys: dict[str | None, tuple[int, bytes]] = {}
+        keys: dict[str, tuple[int, bytes]] = {}
+        shared: dict[bytes, int] = {}
         for sequence, entry in enumerate(prepared, first):
+            kept: list[packing.Kept] = []
+            for payload, salt in entry.payloads:
+                body = payload.body
+                if payload.shared:
+                    row = self._shared.get(body) or shared.get(body)
+                    if row is None:
+                        row = self._content(connection, SHARED_SUBJECT, SHARED_KEY, body)
+                        shared[body] = row
+                    kept.append((salt, row))
+                elif payload.name.startswith(_REPEATED):
+                    if entry.subject not in keys:
+                        keys[entry.subject] = self._subject(connection, entry.subject)
+                    kept.append((salt, self._content(connection, *keys[entry.subject], body)))
+                else:
+                    kept.append((salt, body))
             execute(
-                "INSERT INTO records VALUES (?, ?, ?, ?, ?)",
-                (sequence, entry.call_id, entry.kind, entry.leaf, entry.hash),
+                "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    sequence,
+                    entry.call_id,
+                    entry.kind,
+                    entry.leaf,
+                    entry.hash,
+                    packing.packed(kept),
+                ),
             )
-            for position, (payload, salt) in enumerate(entry.payloads):
-                subject = None if payload.shared else entry.subject
-                if subject not in keys:
-                    keys[subject] = self._subject(connection, subject)
-                content = self._content(connection, *keys[subject], payload.body)
-                execute(
-                    "INSERT INTO payloads VALUES (?, ?, ?, ?)", (sequence, position, content, salt)
-                )
-        return int(first)
+        return int(first), shared
 
-    def _subject(self, connection: sqlite3.Connection, subject: str | None) -> tuple[int, bytes]:
-        """Return row and key of a subject, adding it when new; of shared content for `None`."""
+    def _subject(self, connection: sqlite3.Connection, subject: str) -> tuple[int, bytes]:
+        """Return row and key of a subject, adding it when new."""
         row: tuple[int, bytes] | None = connection.execute(
-            "SELECT id, key FROM subjects WHERE id = 0"
-            if subject is None
-            else "SELECT id, key FROM subjects WHERE subject = ?",
-            () if subject is None else (subject,),
+            "SELECT id, key FROM subjects WHERE subject = ?", (subject,)
         ).fetchone()
         if row is not None:
             return row
@@ -348,6 +378,7 @@ class JournalLog:
     def _release(self) -> None:
         connection, self._connection = self._connection, None
         leaves, self._leaves = self._leaves, None
+        self._shared.clear()
         if leaves is not None:
             leaves.close()
         if connection is not None:
@@ -355,7 +386,7 @@ class JournalLog:
 
     def _file_identity(self) -> tuple[int, int] | None:
         try:
-            found = self._directory.journal.stat()
+            found = os.stat(self._file)  # noqa: PTH116 (every append asks)
         except OSError:
             return None
         return found.st_dev, found.st_ino

@@ -179,6 +179,9 @@ class _JournalCheck:
         self.findings = findings
         self.count = 0
         self.last = 0
+        self.version = database.SCHEMA
+        self.used: set[int] = set()
+        self.hidden = False  # whether some record does not say what it uses
 
     def run(self, audited: Audited | None, progress: Progress | None) -> int:
         log_id = self.header()
@@ -231,7 +234,8 @@ class _JournalCheck:
                 else "its header and its table meta disagree"
             )
             return None
-        if meta["schema"] != str(database.SCHEMA):
+        self.version = int(meta["schema"])
+        if self.version not in database.TABLES:
             self.find(
                 f"it has schema {meta['schema']}, which this version can't verify: upgrade isonomy"
             )
@@ -247,7 +251,7 @@ class _JournalCheck:
         expected: dict[str, tuple[str, str, str | None]] = {
             "sqlite_autoindex_subjects_1": ("index", "subjects", None)
         }
-        for sql in database.TABLES:
+        for sql in database.TABLES[self.version]:
             kind, name, table = database.defined(sql)
             expected[name] = (kind, table, sql)
         found = {
@@ -303,6 +307,12 @@ class _JournalCheck:
         self.last = max(self.last, sequence)
         for problem in examined.problems:
             self.find(problem, sequence=sequence, call_id=examined.call_id)
+        self.hidden = self.hidden or examined.raw.payloads is None
+        self.used.update(
+            payload.content
+            for payload in examined.raw.payloads or ()
+            if isinstance(payload.content, int) and payload.content > 0
+        )
 
     def missing(self, first: int, last: int, why: str) -> None:
         which = f"record {first} is" if first == last else f"records {first} to {last} are"
@@ -354,15 +364,15 @@ class _JournalCheck:
                 sequence=sequence,
                 call_id=str(call_id),
             )
-        for (sequence,) in ask(
-            "SELECT DISTINCT sequence FROM payloads WHERE sequence NOT IN (SELECT sequence FROM "
-            "records)"
-        ):
-            self.find("there are payloads of a record that is not there", sequence=sequence)
-        for (content,) in ask(
-            "SELECT id FROM contents WHERE id NOT IN (SELECT content FROM payloads)"
-        ):
-            self.find(f"content {content} belongs to no record")
+        if self.version == 1:
+            for (sequence,) in ask(
+                "SELECT DISTINCT sequence FROM payloads WHERE sequence NOT IN (SELECT sequence "
+                "FROM records)"
+            ):
+                self.find("there are payloads of a record that is not there", sequence=sequence)
+        for (content,) in ask("SELECT id FROM contents"):
+            if content not in self.used and not self.hidden:
+                self.find(f"content {content} belongs to no record")
         for (subject,) in ask(
             "SELECT id FROM subjects WHERE id <> 0 AND id NOT IN (SELECT subject FROM contents)"
         ):

@@ -1,6 +1,7 @@
-"""A log whose bytes are checked in: the scheme of `isonomy.replay.hashing` may never change.
+"""Logs whose bytes are checked in: the scheme of `isonomy.replay.hashing` may never change.
 
-Write it anew (after a change of the schema version only) with: python -m tests.replay.golden
+One of each version that ever wrote logs. The newest is written anew (while its version is not
+released, and with a new version) with: python -m tests.replay.golden
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from tests.replay import making
 from isonomy.replay import JournalLog
 from isonomy.sdk.records import Entry
 
-FOLDER = Path(__file__).parent / "log"
+FOLDERS = {version: Path(__file__).parent / f"version-{version}" for version in (1, 2)}
+NEWEST = FOLDERS[2]
 
 
 def counted() -> Callable[[int], bytes]:

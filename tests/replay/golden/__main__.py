@@ -4,9 +4,9 @@ from tests.replay import golden
 
 from isonomy.replay.ingest import ingest
 
-shutil.rmtree(golden.FOLDER, ignore_errors=True)
-golden.write(golden.FOLDER)
-ingest(golden.FOLDER)
-for file in golden.FOLDER.iterdir():
+shutil.rmtree(golden.NEWEST, ignore_errors=True)
+golden.write(golden.NEWEST)
+ingest(golden.NEWEST)
+for file in golden.NEWEST.iterdir():
     if file.name not in ("journal.sqlite", "leaves"):
         file.unlink()
