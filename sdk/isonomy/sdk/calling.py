@@ -135,7 +135,7 @@ def performance(
         actor=options.get("actor"),
         trace_id=options.get("trace_id"),
         parent_id=options.get("parent_id"),
-        tags={} if tags is None else tags,
+        **({} if tags is None else {"tags": tags}),
     )
     wanted = options.get("sampling")
     drawn = backend.resolve(merged(None if wanted is None else checked(wanted), sampling))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,14 +15,18 @@ from .generation import Sampling
 from .vocabulary import Call, Document, Message, Text
 
 
+_VARIANT = "89ab" * 4
+"""First digit of a UUID's fourth group, by four random bits."""
+
+
 def merged(first: Sampling | None, second: Sampling) -> Sampling:
     """Return `first` with what it leaves open taken from `second`."""
     if first is None:
         return second
     filled = {
-        field.name: getattr(second, field.name)
-        for field in msgspec.structs.fields(Sampling)
-        if getattr(first, field.name) in (None, ())
+        name: getattr(second, name)
+        for name in Sampling.__struct_fields__
+        if getattr(first, name) in (None, ())
     }
     return msgspec.structs.replace(first, **filled)
 
@@ -133,7 +136,14 @@ def as_call(**fields: Any) -> Call:
     Raises:
         InputError: an id, a name or a tag is no text that UTF-8 can carry.
     """
+    if "tags" not in fields and all(v is None or _plain(v) for v in fields.values()):
+        return Call(**fields)
     return require_declared(Call(**fields))
+
+
+def _plain(value: Any) -> bool:
+    """Return whether a value is text that needs no look: most are, and looking costs more."""
+    return type(value) is str and value.isascii()
 
 
 def as_messages(messages: Any) -> tuple[Message, ...]:
@@ -143,9 +153,11 @@ def as_messages(messages: Any) -> tuple[Message, ...]:
         InputError: empty, of the wrong shape, or text that UTF-8 can't carry.
     """
     if isinstance(messages, str):
-        if not messages.strip():
+        if not messages or messages.isspace():
             raise InputError("the prompt is empty. Pass some text.")
         parsed: tuple[Message, ...] = (Message.of("user", messages),)
+        if _plain(messages):
+            return parsed
     elif isinstance(messages, Message | bytes | bytearray | memoryview) or not isinstance(
         messages, Sequence
     ):
@@ -189,8 +201,11 @@ def _as_message(message: Any, index: int) -> Message:
 
 def new_call_id() -> str:
     """Return a fresh call id: a UUID of version 7 (RFC 9562), so that ids sort roughly by time."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & (1 << 48) - 1) << 80
-    value |= 0x7 << 76 | (random >> 68 & 0xFFF) << 64 | 0b10 << 62 | random & (1 << 62) - 1
-    return str(uuid.UUID(int=value))
+    time_part = f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}"
+    random = os.urandom(10)
+    rest = random[2:].hex()
+    # Version 7 in the high bits of the third group, variant 0b10 in those of the fourth.
+    return (
+        f"{time_part[:8]}-{time_part[8:]}-7{random[:2].hex()[1:]}-"
+        f"{_VARIANT[random[2] >> 4]}{rest[1:4]}-{rest[4:]}"
+    )
