@@ -9,12 +9,16 @@ from collections.abc import Collection
 
 import msgspec
 
+from isonomy.sdk import ConfigError
+from isonomy.sdk.interpolation import taken
+
 from .child import Task
 from .replaying import Replayed
 from .stored import StoredCall
 
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TMPDIR")
-"""The environment of a replay: what Python needs to start, and our own switches; no secrets."""
+"""The environment of a replay: what Python needs to start, our own switches, and what the policy
+takes by name (`isonomy.sdk.interpolation`); no other secrets."""
 _SWITCHES = ("-B", "-P")
 """Write no bytecode, and import nothing from the working directory because it happens to be it."""
 
@@ -48,6 +52,13 @@ def replay_separately(
         for name, value in os.environ.items()
         if name in _KEPT or name.startswith("ISONOMY_")
     }
+    try:
+        if stored.policy is not None and not stored.damage:
+            environment |= taken(msgspec.json.decode(stored.policy), os.environ)
+    except ConfigError as error:
+        return _refused(stored, f"the recorded policy can't be built here: {error.problem}")
+    except msgspec.MsgspecError:
+        pass  # the child says what is wrong with the record
     try:
         child = subprocess.run(
             [sys.executable, *_SWITCHES, "-m", "isonomy.replay.child"],

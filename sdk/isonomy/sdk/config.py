@@ -1,12 +1,19 @@
-"""The configuration file: TOML with the tables ``[backend]``, ``[log]``, ``[policy]``, ``[serve]``.
+"""The configuration file: what a guard is made of, in TOML.
 
 ```toml
 [backend]
 use = "local:demo"        # NAME:ARGUMENT, see `isonomy plugins`
 temperature = 0.0         # any field of isonomy.sdk.Sampling
                           # and any keyword that the backend itself takes (base_url, timeout, ...)
+
+[backends.judge]          # plugins ask it by name: ctx.generate(..., backend="judge")
+use = "local:demo"
+
 [log]
 path = "audit"            # a directory; relative to this file
+
+[environment]
+allow = ["TENANT"]        # what ${TENANT} may stand for; see isonomy.sdk.interpolation
 
 [policy]
 name = "support"
@@ -17,29 +24,36 @@ id = "no-email"
 stages = ["post_validate"]
 action = "redact"         # the check's own settings stand beside the terms
 
+[policies.strict]         # another policy, by name; see isonomy.sdk.policyfile
+extends = "#policy"
+refusal = "No."
+
 [serve]                   # of `isonomy serve`; see isonomy.sdk.gateway.settings
 keys_file = "keys"
 ```
 
-Only ``[policy]`` is the policy: it alone is digested and recorded as written.
+Only the policy that was chosen is the policy: it alone is digested and recorded as written.
+`isonomy policy check FILE` tells everything that is wrong with a file, `isonomy policy schema` has
+its JSON schema.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 import re
-import stat
-import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from . import interpolation, policyfile, tomlfile
 from .decoding import decode
 from .errors import ConfigError, InputError, PluginError
 from .generation import Backend, Sampling
 from .policy import Policy
+from .policyfile import EnvironmentTable
 from .registry import Registry, nearest
 from .requests import checked
 
@@ -52,10 +66,22 @@ class LogTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     path: str
 
 
-class _File(msgspec.Struct, frozen=True, kw_only=True):
+class BackendTable(msgspec.Struct, frozen=True, kw_only=True):
+    """A ``[backends.NAME]`` table, decoded: a spec, and keywords of the backend itself."""
+
+    use: str
+    options: dict[str, Any] = {}
+
+
+class FileTables(msgspec.Struct, frozen=True, kw_only=True):
+    """The tables of a configuration file."""
+
     backend: dict[str, Any] | None = None
+    backends: dict[str, Any] = {}
     log: LogTable | None = None
+    environment: EnvironmentTable = EnvironmentTable()
     policy: dict[str, Any] = {}
+    policies: dict[str, Any] = {}
     serve: dict[str, Any] = {}
 
 
@@ -71,54 +97,95 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     sampling: Sampling
     log: str | None
     policy: Policy
+    backends: dict[str, BackendTable] = {}
     serve: dict[str, Any] = {}
 
 
-def load(file: str | Path) -> Configuration:
+def load(
+    file: str | Path, *, policy: str | None = None, environ: Mapping[str, str] | None = None
+) -> Configuration:
     """Read a configuration file.
+
+    Args:
+        file: its path.
+        policy: which of its ``[policies.NAME]``; ``[policy]``, unless given.
+        environ: where ``${NAME}`` comes from; the process's own environment, unless given.
 
     Raises:
         ConfigError: it can't be read, is not TOML, or a key or value is wrong; names file, key and
             the nearest valid name.
     """
-    path = Path(file)
     name = str(file)
+    values = os.environ if environ is None else environ
+    tables = tomlfile.read(name)
+    whole = decode_tables(tables, file=name)
+    chosen = policyfile.assemble(name, tables, policy).build(values)
+    outside = read_outside(tables, whole, chosen.registry, file=name, environ=values)
+    return Configuration(file=name, policy=chosen, **outside)
+
+
+def decode_tables(tables: Mapping[str, Any], *, file: str) -> FileTables:
+    """Return the tables of a file, each of which is a table.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    whole = decode(tables, FileTables, file=file, key="")
+    for key, named in (("policies", whole.policies), ("backends", whole.backends)):
+        for name, table in named.items():
+            if not isinstance(table, dict):
+                raise ConfigError(
+                    f"this must be a table, not {table!r}.", file=file, key=f"{key}.{name}"
+                )
+    return whole
+
+
+def read_outside(
+    tables: Mapping[str, Any],
+    whole: FileTables,
+    registry: Registry,
+    *,
+    file: str,
+    environ: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what a file says beside its policies, as the fields of `Configuration`.
+
+    Args:
+        tables: the file's tables.
+        whole: the same, decoded.
+        registry: the names of backends.
+        file: its path.
+        environ: where ``${NAME}`` comes from.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    filled = {}
+    for key in ("backend", "backends", "log", "serve"):
+        if key in tables:
+            allow = whole.environment.allow
+            interpolation.require_allowed(tables[key], allow, file=file, key=key)
+            filled[key] = interpolation.filled(tables[key], environ, file=file, key=key)
     try:
-        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
-            raise ConfigError("is not a file but a pipe or a device. Pass a file.", file=name)
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise _unreadable(error, name) from None
-    except RecursionError:
-        raise ConfigError(
-            "is nested too deeply. Flatten its lists and tables.", file=name
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"can't be read: {error.strerror}. Check the path.", file=name) from None
-    whole = decode(tables, _File, file=name, key="")
-    policy = Policy.from_table(whole.policy, file=name)
-    spec, options, sampling = _split_backend(whole.backend, policy.registry, name)
-    log = str(path.parent / whole.log.path) if whole.log else None
+        spec, options, sampling = _split_backend(filled.get("backend"), registry, file)
+        backends = {
+            each: _further_backend(table, registry, file, f"backends.{each}")
+            for each, table in filled.get("backends", {}).items()
+        }
+    except ConfigError as error:
+        problem = interpolation.unquoted(error.problem, tables, environ)
+        raise ConfigError(problem, file=file, key=error.key) from None
+    log = str(Path(file).parent / filled["log"]["path"]) if "log" in filled else None
     if log is not None and "\0" in log:
-        raise ConfigError("a path can't hold a NUL character.", file=name, key="log.path")
-    return Configuration(
-        file=name,
-        backend=spec,
-        options=options,
-        sampling=sampling,
-        log=log,
-        policy=policy,
-        serve=whole.serve,
-    )
-
-
-def _unreadable(error: ValueError, file: str) -> ConfigError:
-    """Return what is wrong with a file: its text, its TOML, or (a NUL character) its name."""
-    if isinstance(error, UnicodeDecodeError):
-        return ConfigError(f"is not UTF-8 text (byte {error.start}).", file=file)
-    if isinstance(error, tomllib.TOMLDecodeError):
-        return ConfigError(f"is not valid TOML: {error}.", file=file)
-    return ConfigError(f"can't be read: {error}. Check the path.", file=repr(file))
+        raise ConfigError("a path can't hold a NUL character.", file=file, key="log.path")
+    return {
+        "backend": spec,
+        "options": options,
+        "sampling": sampling,
+        "log": log,
+        "backends": backends,
+        "serve": filled.get("serve", {}),
+    }
 
 
 def refused_key(sampling: Sampling, validate: Callable[[Sampling], Any]) -> str:
@@ -137,23 +204,8 @@ def _split_backend(
     """Part the ``[backend]`` table into spec, the backend's own options and sampling."""
     if table is None:
         return None, {}, Sampling()
-    spec = table.get("use")
-    if not isinstance(spec, str):
-        raise ConfigError(
-            'names no backend: write use = "local:demo".', file=file, key="backend.use"
-        )
-    try:
-        factory, argument = _factory(spec, registry)
-    except PluginError as error:
-        raise ConfigError(str(error), file=file, key="backend.use") from error
-    if not argument:
-        raise ConfigError(_NO_MODEL.format(spec), file=file, key="backend.use")
-    drawn = {field.name for field in msgspec.structs.fields(Sampling)} - {"candidate"}
-    accepted = {
-        name
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and _is_data(parameter.annotation)
-    }
+    spec, accepted = _spec(table, registry, file, "backend")
+    drawn = sampling_fields()
     options, sampling = {}, {}
     for key, value in table.items():
         if key == "use":
@@ -164,7 +216,7 @@ def _split_backend(
             options[key] = value
         else:
             raise ConfigError(
-                f"unknown key.{nearest(key, drawn | accepted | {'use'})}",
+                f"unknown key.{nearest(key, drawn | accepted.keys() | {'use'})}",
                 file=file,
                 key=f"backend.{key}",
             )
@@ -173,6 +225,54 @@ def _split_backend(
         return spec, options, checked(drawing)
     except InputError as error:
         raise ConfigError(str(error), file=file, key=refused_key(drawing, checked)) from None
+
+
+def _further_backend(
+    table: dict[str, Any], registry: Registry, file: str, key: str
+) -> BackendTable:
+    spec, accepted = _spec(table, registry, file, key)
+    for name in table:
+        if name == "use" or name in accepted:
+            continue
+        hint = nearest(name, {*accepted, "use"})
+        if name in sampling_fields():
+            hint = " How a further backend draws, the plugin says that asks it: sampling=..."
+        raise ConfigError(f"unknown key.{hint}", file=file, key=f"{key}.{name}")
+    return BackendTable(
+        use=spec, options={name: value for name, value in table.items() if name != "use"}
+    )
+
+
+def _spec(
+    table: dict[str, Any], registry: Registry, file: str, key: str
+) -> tuple[str, dict[str, Any]]:
+    """Return the spec of a backend's table, and the keywords that it takes with their types."""
+    spec = table.get("use")
+    if not isinstance(spec, str):
+        raise ConfigError(
+            'names no backend: write use = "local:demo".', file=file, key=f"{key}.use"
+        )
+    try:
+        factory, argument = _factory(spec, registry)
+    except PluginError as error:
+        raise ConfigError(str(error), file=file, key=f"{key}.use") from error
+    if not argument:
+        raise ConfigError(_NO_MODEL.format(spec), file=file, key=f"{key}.use")
+    return spec, keywords_of(factory)
+
+
+def sampling_fields() -> set[str]:
+    """Return the fields of `Sampling` that ``[backend]`` takes."""
+    return {field.name for field in msgspec.structs.fields(Sampling)} - {"candidate"}
+
+
+def keywords_of(factory: Any) -> dict[str, Any]:
+    """Return the keywords of a backend that a file can give, with their annotations."""
+    return {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and _is_data(parameter.annotation)
+    }
 
 
 def _is_data(annotation: object) -> bool:

@@ -19,6 +19,7 @@ from .output import json_option, log_directory, log_option, some, write_json
     callback=some,
     help="A configuration file with backend, log, policy.",
 )
+@click.option("--policy", metavar="NAME", callback=some, help="Which [policies.NAME] of --config.")
 @log_option
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of the sampling.")
 @click.option(
@@ -30,6 +31,7 @@ def chat_command(
     text: str,
     backend: str | None,
     config: str | None,
+    policy: str | None,
     log: str | None,
     seed: int | None,
     temperature: float | None,
@@ -42,6 +44,8 @@ def chat_command(
     just - is read from standard input. Invisible characters of the answer are spelled out; --json
     has it to the letter.
     """
+    if policy is not None and config is None:
+        raise click.UsageError("--policy names a policy of a file; pass --config FILE too.")
     if text == "-":
         text = _standard_input()
 
@@ -53,7 +57,7 @@ def chat_command(
     if config is None:
         guard = Guard(backend or "local:demo", log=log_directory(log))
     else:
-        given = load(config)
+        given = load(config, policy=policy)
         guard = Guard.from_configuration(
             given,
             backend=backend or given.backend or "local:demo",
