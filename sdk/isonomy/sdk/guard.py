@@ -98,17 +98,25 @@ class Guard:
         cls,
         file: str | os.PathLike[str],
         *,
+        policy: str | None = None,
         backend: str | Backend | Callable[..., Any] | None = None,
         log: str | os.PathLike[str] | Log | None = None,
         secrets: Callable[[str], str | None] | None = None,
     ) -> Guard:
         """Build a guard from a TOML file (see `isonomy.sdk.config`); arguments win over the file.
 
+        Args:
+            file: its path.
+            policy: which of the file's ``[policies.NAME]``; ``[policy]``, unless given.
+            backend: instead of the file's.
+            log: instead of the file's.
+            secrets: as for `Guard`.
+
         Raises:
             ConfigError: naming file, key and the nearest valid name.
         """
         return cls.from_configuration(
-            config.load(Path(file)), backend=backend, log=log, secrets=secrets
+            config.load(Path(file), policy=policy), backend=backend, log=log, secrets=secrets
         )
 
     @classmethod
@@ -134,19 +142,25 @@ class Guard:
                 key="backend",
             )
         options = settings.options if chosen == settings.backend else {}
-        opened = _open_backend(chosen, settings.policy.registry, options)
+        registry = settings.policy.registry
+        opened = _open_backend(chosen, registry, options)
+        further: dict[str, Backend] = {}
         try:
             _require_drawable(settings, opened)
+            for name, table in settings.backends.items():
+                further[name] = config.open_backend(table.use, registry, **table.options)
             return cls(
                 opened,
                 settings.policy,
                 log if log is not None else settings.log,
+                backends=further,
                 sampling=settings.sampling,
                 secrets=secrets,
             )
         except BaseException:
-            if opened is not backend:
-                opened.close()
+            for each in (opened, *further.values()):
+                if each is not backend:
+                    each.close()
             raise
 
     def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:

@@ -8,40 +8,78 @@ its qualified name and can be asked again only by that application.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from . import provenance
+from . import interpolation, provenance
 from .canonical import canonical, sha256
-from .checks import Check
+from .checks import STAGES, Check
 from .decoding import decode
 from .errors import ConfigError, MissingExtra, PluginError
 from .records import CheckIdentity
-from .registry import Registry
+from .registry import Registry, nearest
 from .vocabulary import Stage
 
 REFUSAL = "I can't help with that."
-_TERMS = ("id", "use", "stages", "on_error", "timeout")
+MAX_CANDIDATES = 64
 
 
 class PolicyTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[policy]`` table of a configuration file."""
+    """The ``[policy]`` table of a configuration file.
+
+    Attributes:
+        name: stands in every record.
+        refusal: what the caller gets instead of an answer that is blocked.
+        max_rounds: how often, beyond the first time, checks of a stage are asked again, an answer
+            is revised, and the model is asked again.
+        candidates: how many answers are generated for `rank` to choose from.
+        stages: those at which a check must be asked; a policy without one there is refused.
+        plugins: modules to import, which register names of checks and backends.
+        checks: a table each: ``use``, the other terms, and the check's own settings.
+    """
 
     name: str = "policy"
     refusal: str = REFUSAL
     max_rounds: int = 2
+    candidates: int = 1
+    stages: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     checks: tuple[dict[str, Any], ...] = ()
 
 
-class _Terms(msgspec.Struct, frozen=True, kw_only=True):
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """The terms of a check: the keys of its table that are not its own settings.
+
+    What is left out, the check's own declaration decides, where it has one (`isonomy.sdk.check`).
+
+    Attributes:
+        use: the check's registered name.
+        id: its unique name in this policy and in the log.
+        stages: where it is asked; everywhere it can act, unless given.
+        on_error: what counts if it raises, misses its time or returns nonsense.
+        timeout: seconds.
+        lookback: how many characters at the end of its output may still change while more text
+            comes; "all" holds a stream back until the answer is complete.
+        shadow: it is asked and recorded, and changes nothing.
+        beside: it is asked while the model answers (`pre_filter`); the answer waits for it.
+        read_only: it replaces nothing, and may be asked together with its neighbours.
+    """
+
     use: str
     id: str | None = None
     stages: tuple[str, ...] | None = None
     on_error: str = "block"
     timeout: float = 10.0
+    lookback: int | Literal["all"] | None = None
+    shadow: bool | None = None
+    beside: bool | None = None
+    read_only: bool | None = None
+
+
+TERMS = Terms.__struct_fields__
 
 
 class Policy:
@@ -54,10 +92,22 @@ class Policy:
         name: str = "policy",
         refusal: str = REFUSAL,
         max_rounds: int = 2,
+        candidates: int = 1,
         registry: Registry | None = None,
         written: Mapping[str, Any] | None = None,
     ) -> None:
         """Build a policy from checks, plugin instances and callables, in this order.
+
+        Args:
+            checks: what judges.
+            name: for the log.
+            refusal: what a caller gets instead of a blocked answer.
+            max_rounds: how often, beyond the first time, checks of a stage are asked again, an
+                answer is revised, and the model is asked again.
+            candidates: how many answers are generated, each with its own draws of the seed, for
+                `rank` to choose from.
+            registry: where the names of checks are known.
+            written: the policy as it was written, where it was.
 
         Raises:
             ConfigError: two checks were given the same id, or a number is out of range.
@@ -70,9 +120,14 @@ class Policy:
             )
         if not 0 <= max_rounds <= 100:
             raise ConfigError("max_rounds must be between 0 and 100.", key="policy.max_rounds")
+        if not 1 <= candidates <= MAX_CANDIDATES:
+            raise ConfigError(
+                f"candidates must be between 1 and {MAX_CANDIDATES}.", key="policy.candidates"
+            )
         self.name = name
         self.refusal = refusal
         self.max_rounds = max_rounds
+        self.candidates = candidates
         self.registry = registry or Registry()
         self.checks = self._with_unique_ids(
             [item if isinstance(item, Check) else self._wrap(item) for item in checks]
@@ -124,6 +179,7 @@ class Policy:
         *,
         file: str | None = None,
         trusted: Collection[str] | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> Policy:
         """Build a policy from a ``[policy]`` table.
 
@@ -131,11 +187,17 @@ class Policy:
             table: the decoded table; it is recorded as it is.
             file: shown in errors.
             trusted: packages whose entry points may be imported; all, unless given.
+            environ: where the values come from that the table takes from the environment (see
+                `isonomy.sdk.interpolation`); the process's own, unless given.
 
         Raises:
             ConfigError: naming file, key and the nearest valid name.
         """
-        settings = decode(table, PolicyTable, file=file, key="policy")
+        filled = table
+        if "environment" in table:
+            values = os.environ if environ is None else environ
+            filled = interpolation.restored(table, values, file=file, key="policy")
+        settings = decode(filled, PolicyTable, file=file, key="policy")
         try:
             registry = Registry(settings.plugins, trusted=trusted)
         except PluginError as error:
@@ -144,12 +206,17 @@ class Policy:
             _check_from(row, registry, file=file, key=f"policy.checks[{index}]")
             for index, row in enumerate(settings.checks)
         ]
+        if filled is not table:
+            for check, row in zip(checks, table["checks"] if checks else (), strict=True):
+                check.written = _settings_in(row) if interpolation.any_in(row) else None
+        _require_checks_at(settings.stages, checks, file=file)
         try:
             return cls(
                 checks,
                 name=settings.name,
                 refusal=settings.refusal,
                 max_rounds=settings.max_rounds,
+                candidates=settings.candidates,
                 registry=registry,
                 written=table,
             )
@@ -165,6 +232,8 @@ class Policy:
             "name": self.name,
             "refusal": self.refusal,
             "max_rounds": self.max_rounds,
+            # What was added later is written where it is set, so that older digests stay.
+            **({"candidates": self.candidates} if self.candidates != 1 else {}),
             "plugins": list(self.registry.modules),
             "checks": [
                 {
@@ -173,6 +242,7 @@ class Policy:
                     "stages": list(check.stages),
                     "on_error": check.on_error,
                     "timeout": check.timeout,
+                    **check.given,
                     **check.settings,
                 }
                 for check in self.checks
@@ -180,12 +250,18 @@ class Policy:
         }
 
     def _identify(self, order: int, check: Check) -> CheckIdentity:
-        if check.is_callable:
+        if check.is_callable and check.written is not None:  # its closure may hold values
+            source = provenance.of_function(self.registry.find("check", check.use))
+        elif check.is_callable:
             source = provenance.of_function(check.plugin)
         else:
             source = provenance.of_plugin(check.plugin)
         settings, partial = sha256(canonical(check.settings)), source.partial
-        if not isinstance(check.plugin, msgspec.Struct):
+        if check.written is not None:
+            # Values from the environment must not be found by trying: the policy as written has
+            # their keyed digests.
+            settings = sha256(canonical([check.written, self.digest]))
+        elif not isinstance(check.plugin, msgspec.Struct):
             state = provenance.of_state(check.plugin)
             if state is not None:
                 settings, partial = state[0], partial or state[1]
@@ -203,18 +279,41 @@ class Policy:
         )
 
 
+def _settings_in(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TERMS}
+
+
+def _require_checks_at(stages: Iterable[str], checks: Iterable[Check], *, file: str | None) -> None:
+    """Refuse a policy that has no check at a stage where it declares that it has one."""
+    asked = {stage for check in checks if not check.shadow for stage in check.stages}
+    for index, stage in enumerate(stages):
+        if stage not in STAGES:
+            raise ConfigError(
+                f"there is no stage {stage!r}.{nearest(stage, STAGES)}",
+                file=file,
+                key=f"policy.stages[{index}]",
+            )
+        if stage not in asked:
+            raise ConfigError(
+                f"the policy declares the stage {stage!r}, and no check decides there. Add a "
+                "check, or take the stage out.",
+                file=file,
+                key=f"policy.stages[{index}]",
+            )
+
+
 def _check_from(row: Mapping[str, Any], registry: Registry, *, file: str | None, key: str) -> Check:
-    terms = decode({k: v for k, v in row.items() if k in _TERMS}, _Terms, file=file, key=key)
+    terms = decode({k: v for k, v in row.items() if k in TERMS}, Terms, file=file, key=key)
     try:
         factory = registry.find("check", terms.use)
     except MissingExtra:
         raise
     except PluginError as error:
         raise ConfigError(str(error), file=file, key=f"{key}.use") from error
-    settings = {k: v for k, v in row.items() if k not in _TERMS}
+    settings = _settings_in(row)
     plugin: Any
     if isinstance(factory, type) and issubclass(factory, msgspec.Struct):
-        plugin = decode(settings, factory, file=file, key=key, also=_TERMS)
+        plugin = decode(settings, factory, file=file, key=key, also=TERMS)
     else:
         try:
             plugin = factory(**settings)
@@ -227,6 +326,10 @@ def _check_from(row: Mapping[str, Any], registry: Registry, *, file: str | None,
             stages=terms.stages,  # type: ignore[arg-type]
             on_error=terms.on_error,  # type: ignore[arg-type]
             timeout=terms.timeout,
+            lookback=terms.lookback,
+            shadow=terms.shadow,
+            beside=terms.beside,
+            read_only=terms.read_only,
             use=terms.use,
         )
     except ConfigError as error:
