@@ -29,6 +29,7 @@ COMMANDS = {
     "quantize": "quantize",
     "replay": "replay",
     "selftest": "selftest",
+    "serve": "serve",
     "sql": "inspect",
     "verify": "verify",
 }
@@ -44,6 +45,7 @@ HELP = {
     "quantize": "Prepare a checkpoint with int8 weights, and compare the two.",
     "replay": "Re-execute a call and compare every bit.",
     "selftest": "Test that a model gives the same bits however it is computed, here.",
+    "serve": "Answer OpenAI's clients over HTTP, guarded and recorded.",
     "sql": "Ask the log a question in SQL.",
     "verify": "Check the integrity of a log.",
 }
