@@ -27,7 +27,7 @@ from .requests import (
     new_call_id,
 )
 from .vocabulary import Document, Message
-from .world import Live
+from .world import Live, World
 
 _NOT_GIVEN = (None, "")
 Messages = str | Sequence[Message | dict[str, Any]]
@@ -111,6 +111,7 @@ def performance(
     backend: Backend,
     sampling: Sampling,
     secrets: Callable[[str], str | None] | None,
+    live: Callable[..., World] = Live,
 ) -> Performance:
     """Return what a call is to do, live, from what its caller passed.
 
@@ -120,6 +121,7 @@ def performance(
         backend: answers the call.
         sampling: the guard's own.
         secrets: where `ctx.secret` looks.
+        live: makes the world; tests of checks have one of their own.
 
     Raises:
         InputError: something passed can't be used; nothing was recorded.
@@ -152,5 +154,5 @@ def performance(
             extra=as_extra(options.get("extra")),
         ),
         sampling=drawn,
-        world=Live(backend, secrets),
+        world=live(backend, secrets),
     )

@@ -25,6 +25,7 @@ from .requests import checked
 from .scribe import Scribe
 from .vocabulary import Call
 from .workers import Workers
+from .world import Live, World
 
 if TYPE_CHECKING:
     from isonomy.replay import Replayed
@@ -56,6 +57,8 @@ class Guard:
 
     Safe to use from several threads and event loops. Use it as a context manager, or `close` it.
     """
+
+    _live: Callable[..., World] = Live
 
     def __init__(
         self,
@@ -185,7 +188,12 @@ class Guard:
     async def _chat(self, waiting: Waiting, messages: Messages, options: CallOptions) -> Reply:
         backend = self._answering(options)
         performed = performance(
-            messages, options, backend=backend, sampling=self.sampling, secrets=self._secrets
+            messages,
+            options,
+            backend=backend,
+            sampling=self.sampling,
+            secrets=self._secrets,
+            live=self._live,
         )
         return await perform(
             performed,
