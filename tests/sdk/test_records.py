@@ -131,8 +131,8 @@ def test_the_payloads_of_a_call(ask: Any) -> None:
     assert payloads(intent) == {
         "policy": policy.written,
         "message/0": b'{"content":[{"text":"hello","type":"text"}],"role":"user","type":"message"}',
-        "request": b'{"admitted":[0],"documents":[],"messages":[0],"response_format":null,'
-        b'"tools":[]}',
+        "request": b'{"admitted":[0],"documents":[],"extra":{},"messages":[0],'
+        b'"response_format":null,"resumption":null,"tools":[]}',
         "events": b"[]",
     }
     assert [payload.name for payload in intent.payloads if payload.shared] == ["policy"]

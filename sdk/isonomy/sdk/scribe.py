@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,7 +19,17 @@ from .generation import Identity, Sampling, Usage
 from .judging import Standing
 from .log import Log
 from .policy import Policy
-from .records import Entry, Intent, Opening, Output, Payload, RequestContent, Result, header_of
+from .records import (
+    Entry,
+    Intent,
+    Opening,
+    Output,
+    Payload,
+    RequestContent,
+    Result,
+    Segment,
+    header_of,
+)
 from .trail import Trail
 from .vocabulary import Call, Message
 
@@ -27,9 +37,13 @@ _EVENTS = msgspec.json.Decoder(tuple[Event, ...])
 
 
 class Scribe:
-    """Writes one call's records."""
+    """Writes one call's records.
+
+    `process` is the one that performs the call: a forked child has no part in it.
+    """
 
     def __init__(self, log: Log, call: Call, *, policy: Policy, identity: Identity) -> None:
+        self.process = os.getpid()
         self._log = log
         self._call = call
         self._policy = policy
@@ -87,13 +101,20 @@ class Scribe:
             return message
         return trail.scrub(msgspec.json.decode(message, type=Message))
 
-    def intent(self, sampling: Sampling, trail: Trail, content: RequestContent) -> Entry:
+    def intent(
+        self,
+        sampling: Sampling,
+        trail: Trail,
+        content: RequestContent,
+        *,
+        operation: Literal["chat", "stream", "resume"] = "chat",
+    ) -> Entry:
         """Build the intent record of what is known before the model is asked."""
         events, payloads = self._fresh(trail)
         return Entry(
             Intent(
                 **self._stamp(),
-                operation="chat",
+                operation=operation,
                 actor=self._call.actor,
                 trace_id=self._call.trace_id,
                 parent_id=self._call.parent_id,
@@ -114,6 +135,13 @@ class Scribe:
             ),
         )
 
+    def segment(self, trail: Trail, text: str, *, number: int, start: int) -> Entry:
+        """Build the record of a piece of the answer that is about to leave."""
+        return Entry(
+            Segment(**self._stamp(), number=number, start=start),
+            (Payload("text", trail.scrub(text)),),
+        )
+
     def result(
         self,
         trail: Trail,
@@ -125,6 +153,7 @@ class Scribe:
         rounds: int,
         error: str | None,
         duration_ns: int,
+        first_released_ns: int | None = None,
     ) -> Entry:
         """Build the result record."""
         events, payloads = self._fresh(trail)
@@ -137,6 +166,7 @@ class Scribe:
                 rounds=rounds,
                 duration_ns=duration_ns,
                 error=error,
+                first_released_ns=first_released_ns,
                 events=tuple(header_of(event) for event in events),
             ),
             (
