@@ -96,10 +96,11 @@ class Effect(_Event, frozen=True, tag="effect"):
 
 
 class Critiqued(_Event, frozen=True, tag="critiqued"):
-    """A plugin's critiques of a candidate."""
+    """A plugin's critiques of a candidate. `shadow` here and below is as in `Judged`."""
 
     target: str
     critiques: tuple[Critique, ...]
+    shadow: bool = False
     duration_ns: int = 0
 
 
@@ -110,6 +111,7 @@ class Revised(_Event, frozen=True, tag="revised"):
     before: str
     after: str
     text: str
+    shadow: bool = False
     duration_ns: int = 0
 
 
@@ -117,6 +119,7 @@ class Ranked(_Event, frozen=True, tag="ranked"):
     """A plugin's order of the candidates."""
 
     ranking: Ranking
+    shadow: bool = False
     duration_ns: int = 0
 
 
@@ -125,7 +128,8 @@ class Generated(_Event, frozen=True, tag="generated"):
 
     `purpose` is ``answer``, or ``nested`` for a plugin's own `ctx.generate`. `messages` are what
     was sent, as numbers into the call's message table (payloads ``message/N``), `sampling` how.
-    `generation` is what came back. `backend` names which of the guard's further backends answered;
+    `response_format` is what form a nested answer was asked for (that of the call's own answers is
+    in its request). `generation` is what came back. `backend` names which of the guard's further backends answered;
     `None` is the call's own.
     """
 
@@ -134,6 +138,7 @@ class Generated(_Event, frozen=True, tag="generated"):
     messages: tuple[int, ...]
     sampling: Sampling
     generation: Generation
+    response_format: dict[str, Any] | None = None
     backend: str | None = None
     duration_ns: int = 0
 

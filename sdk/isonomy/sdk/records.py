@@ -122,6 +122,8 @@ class Intent(_Record, frozen=True, tag="intent"):
     checks: tuple[CheckIdentity, ...]
     versions: dict[str, str]
     events: tuple[EventHeader, ...] = ()
+    backends: dict[str, Identity] = {}
+    """The guard's further backends by name, which plugins may ask."""
     resumes: str | None = None
     """The call that waited for a person, where this one goes on with it."""
 
