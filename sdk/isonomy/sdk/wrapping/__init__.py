@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "WrapOptions", "protect", "replies_of", "reply_of", "wrap"]
 
 _MODULES = {
+    "anthropic": "anthropic_client",
     "openai": "openai_client",
 }
 """The package that a client's class comes from, and the module here that wraps such a client."""
