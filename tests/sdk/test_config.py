@@ -246,7 +246,7 @@ ERRORS: list[tuple[str, str | None, str]] = [
     (WORDS + "stages = []", "policy.checks[0].stages", "at least one stage"),
     (WORDS + "timeout = 0", "policy.checks[0].timeout", "between 0 and 86400"),
     (WORDS + "timeout = nan", "policy.checks[0].timeout", "between 0 and 86400"),
-    (WORDS + "timeout = 'soon'", "policy.checks[0].timeout", "Expected `float`, got `str`"),
+    (WORDS + "timeout = 'soon'", "policy.checks[0].timeout", "Expected `float | null`, got `str`"),
     (WORDS + "on_error = 'ignore'", "policy.checks[0].on_error", "block, allow or flag"),
     (WORDS + "id = 'a'\n" + WORDS.removeprefix(POLICY) + "id = 'a'", "policy.checks", "the id 'a'"),
     (CHECK + 'use = "exact"\ntext = "a"\nstrct = true', "policy.checks[0]", "strct"),

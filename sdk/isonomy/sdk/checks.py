@@ -43,7 +43,7 @@ class Check:
         id: str | None = None,
         stages: Iterable[Stage] | None = None,
         on_error: OnError = "block",
-        timeout: float = 10.0,
+        timeout: float | None = None,
         lookback: Lookback | None = None,
         shadow: bool | None = None,
         beside: bool | None = None,
@@ -59,7 +59,7 @@ class Check:
         self.written: dict[str, Any] | None = None  # its settings, where they hold `${NAME}`
         self.id = id or _default_id(plugin, use)
         self.on_error: OnError = on_error
-        self.timeout = timeout
+        self.timeout: float = _declared(plugin, "timeout") if timeout is None else timeout
         self.inline = bool(getattr(plugin, "inline", False)) and not self.is_callable
         # Where nothing is said here, what the plugin says of itself.
         said = {"lookback": lookback, "shadow": shadow, "beside": beside, "read_only": read_only}
@@ -69,7 +69,7 @@ class Check:
         self.beside: bool = terms["beside"]
         self.read_only: bool = terms["read_only"]
         self.given = {n: s for n, s in said.items() if s is not None and s != _declared(plugin, n)}
-        self._validate(on_error, timeout)
+        self._validate(on_error, self.timeout)
         self.stages = self._resolve_stages(stages)
         self._validate_terms()
 
@@ -166,20 +166,20 @@ def check(
     id: str | None = None,
     stages: Iterable[Stage] | None = None,
     on_error: OnError = "block",
-    timeout: float = 10.0,
+    timeout: float | None = None,
     lookback: Lookback | None = None,
     shadow: bool | None = None,
     beside: bool | None = None,
     read_only: bool | None = None,
 ) -> Check:
-    """Set the terms of a check. A plugin may have the last four as attributes; these win.
+    """Set the terms of a check. A plugin may have the last five as attributes; these win.
 
     Args:
         plugin: an object with hooks, or a callable `text -> bool | Verdict` (async too).
         id: unique name in the policy and the log; made from the plugin's name unless given.
         stages: where to ask it; everywhere it can act unless given.
         on_error: what an exception, a missed deadline or a nonsensical return counts as.
-        timeout: seconds.
+        timeout: seconds; 10 unless the plugin says otherwise.
         lookback: declares that the check may act in the middle of a stream: how many characters at
             the end of its output may still change, or its verdict depend on, while more text comes;
             ``"all"`` (unless said otherwise) where it must see the whole answer. For a text t cut
@@ -219,6 +219,7 @@ def on_output(function: Callable[[str], Any], **terms: Any) -> Check:
 
 
 _DEFAULTS: dict[str, Any] = {
+    "timeout": 10.0,
     "lookback": "all",
     "shadow": False,
     "beside": False,

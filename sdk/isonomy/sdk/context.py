@@ -23,6 +23,7 @@ from .requests import as_messages
 from .vocabulary import Message
 
 if TYPE_CHECKING:
+    from .spending import Spent
     from .trail import Trail
 
 T = TypeVar("T")
@@ -71,6 +72,14 @@ class Context:
         """Return the current time (UTC), as recorded."""
         nanoseconds: int = self._take("now", "now", time.time_ns)
         return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+
+    def spent(self) -> Spent:
+        """Return what this check has had of models in this call so far, at every stage of it."""
+        from .spending import spent  # few checks ask
+
+        self._open()
+        with self._trail.lock:
+            return spent(self._trail.events, self._trail.messages, self._check)
 
     @property
     def rng(self) -> random.Random:

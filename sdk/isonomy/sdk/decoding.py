@@ -61,6 +61,10 @@ def _refuse_unknown(
         inner = _struct_in(fields[name])
         if inner is not None and isinstance(value, dict):
             _refuse_unknown(value, inner, file=file, key=full)
+        item = _listed_struct_in(fields[name])
+        if item is not None and isinstance(value, list):
+            for index, row in enumerate(value):
+                _refuse_unknown(row, item, file=file, key=f"{full}[{index}]")
 
 
 def _struct_in(annotation: Any) -> Any:
@@ -70,6 +74,13 @@ def _struct_in(annotation: Any) -> Any:
         for member in typing.get_args(annotation):
             if (found := _struct_in(member)) is not None:
                 return found
+    return None
+
+
+def _listed_struct_in(annotation: Any) -> Any:
+    """Return the struct of which a field holds a list or tuple, if it does."""
+    if typing.get_origin(annotation) in (tuple, list):
+        return next(filter(None, map(_struct_in, typing.get_args(annotation))), None)
     return None
 
 

@@ -60,7 +60,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
         id: its unique name in this policy and in the log.
         stages: where it is asked; everywhere it can act, unless given.
         on_error: what counts if it raises, misses its time or returns nonsense.
-        timeout: seconds.
+        timeout: seconds; 10 unless the check says otherwise.
         lookback: how many characters at the end of its output may still change while more text
             comes; "all" holds a stream back until the answer is complete.
         shadow: it is asked and recorded, and changes nothing.
@@ -72,7 +72,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
     stages: tuple[str, ...] | None = None
     on_error: str = "block"
-    timeout: float = 10.0
+    timeout: float | None = None
     lookback: int | Literal["all"] | None = None
     shadow: bool | None = None
     beside: bool | None = None
@@ -80,6 +80,16 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TERMS = Terms.__struct_fields__
+
+
+def _grouped(checks: Iterable[Check]) -> tuple[tuple[Check, ...], ...]:
+    groups: list[list[Check]] = []
+    for check in checks:
+        if check.read_only and groups and groups[-1][0].read_only:
+            groups[-1].append(check)
+        else:
+            groups.append([check])
+    return tuple(tuple(group) for group in groups)
 
 
 class Policy:
@@ -136,6 +146,11 @@ class Policy:
             stage: tuple(c for c in self.checks if stage in c.stages)
             for c in self.checks
             for stage in c.stages
+        }
+        self.beside = tuple(c for c in self.at("pre_filter") if c.beside)
+        self._groups = {
+            stage: _grouped(c for c in checks if stage != "pre_filter" or not c.beside)
+            for stage, checks in self._by_stage.items()
         }
         self.observers = tuple(c.hooks["observe"] for c in self.checks if "observe" in c.hooks)
         self.written = canonical(written if written is not None else self._describe())
@@ -226,6 +241,14 @@ class Policy:
     def at(self, stage: Stage) -> tuple[Check, ...]:
         """Return the checks asked at a stage, in order."""
         return self._by_stage.get(stage, ())
+
+    def groups(self, stage: Stage) -> tuple[tuple[Check, ...], ...]:
+        """Return the checks asked at a stage one after another, in order.
+
+        Neighbours that only read are together: they are asked at the same time. Checks beside the
+        model (`beside`) are not among them.
+        """
+        return self._groups.get(stage, ())
 
     def _describe(self) -> dict[str, Any]:
         return {
