@@ -12,6 +12,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import os
+import queue
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Closer = Callable[[], Awaitable[None]]
+Tell = Callable[[str], None]
+"""Takes a piece of text."""
 
 
 class BackgroundLoop:
@@ -55,6 +58,44 @@ class BackgroundLoop:
     async def arun(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Like `run`, awaited from any loop; cancelling the caller cancels the coroutine."""
         return await asyncio.wrap_future(self._submit(coroutine))
+
+    def run_telling(self, start: Callable[[Tell], Coroutine[Any, Any, T]], on_text: Tell) -> T:
+        """Like `run`, of a coroutine that tells text as it comes.
+
+        Args:
+            start: makes the coroutine from what it tells each piece to.
+            on_text: gets the pieces, in the thread that calls this, so that it holds up no other
+                coroutine; what it raises goes through, and the coroutine is cancelled.
+        """
+        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        future = self._submit(start(pieces.put))
+        future.add_done_callback(lambda _: pieces.put(None))
+        try:
+            while (piece := pieces.get()) is not None:
+                on_text(piece)
+            return future.result()
+        finally:
+            future.cancel()
+
+    async def arun_telling(
+        self, start: Callable[[Tell], Coroutine[Any, Any, T]], on_text: Tell
+    ) -> T:
+        """Like `run_telling`, awaited from any loop, on which `on_text` gets the pieces."""
+        caller = asyncio.get_running_loop()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def tell(piece: str) -> None:
+            caller.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        future = asyncio.wrap_future(self._submit(start(tell)))
+        future.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                on_text(piece)
+            return await future
+        finally:
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # seen: `on_text` may have raised first
 
     def before_close(self, closer: Closer) -> None:
         """Await `closer` on the loop when the loop ends. Call it on the loop."""

@@ -1,84 +1,85 @@
 """`OpenAI`: any endpoint that speaks the OpenAI chat-completions format.
 
-Through the openai package (extra ``openai``), whose own retries are off: ours are recorded, each
-attempt in `Generation.attempts`, on failure in `RemoteError.attempts`. All requests run on one loop
-of the backend's own, so `generate` and `agenerate` are the same code on the same connections,
-whatever loop the caller has.
-
-Invariants: the key appears in no error, record, identity or log; redirects are not followed, so a
-conversation goes to the host that the identity names and to no other.
+OpenAI itself, vLLM, Ollama, LM Studio, llama.cpp's server, a gateway. What all backends behind an
+HTTP endpoint share (retries, streams, secrets) is in remote/provider.py; what the format is, in
+remote/completions.py and remote/completion_answers.py; where servers differ, in remote/servers.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from isonomy.sdk import BackendError, ConfigError, MissingExtra, RemoteError
-from isonomy.sdk.canonical import canonical
-from isonomy.sdk.generation import Attempt, Generation, Identity, Request, Sampling
+from isonomy.sdk import BackendError
+from isonomy.sdk.generation import Identity, Request, Sampling
 
-from .background import BackgroundLoop
-from .remote.completions import (
-    SEED_BITS,
-    InvalidAnswer,
-    answer_of,
-    messages_of,
-    refuse_extra,
-    sampling_of,
-)
-from .remote.retries import Backoff, Failure, Outcome, persist
+from .remote import http
+from .remote.answers import Answer, InvalidAnswer, Reader
+from .remote.breaker import CircuitBreaker
+from .remote.completion_answers import CompletionReader, answer_of, first_logprobs
+from .remote.completions import extra_of, messages_of, refuse_beside, sampling_of
+from .remote.endpoint import endpoint_of, headers_of, key_of, model_of, within
+from .remote.provider import Patience, Provider, Surroundings
+from .remote.servers import BESIDE, OPENAI, SEED_BITS, server_named
 
-if TYPE_CHECKING:
-    import openai
-
-OFFICIAL = "https://api.openai.com/v1"
-_RETRIED = frozenset({408, 409, 429})
-_LONGEST_MESSAGE = 600
-"""How much of an endpoint's own error message is kept, in characters."""
+_OUR_HEADERS = frozenset(
+    {"authorization", "content-type", "content-length", "host", "idempotency-key",
+     "accept-encoding", "connection", "transfer-encoding"}
+)  # fmt: skip
+_TOP = 20
+"""How many tokens the format can tell log-probabilities of, at most."""
 
 
-class OpenAI:
+class OpenAI(Provider):
     """A model behind an OpenAI-compatible endpoint.
 
     Args:
         model: its name at the endpoint.
-        base_url: the endpoint, with its ``/v1``; else the environment's ``OPENAI_BASE_URL``, else
-            OpenAI's.
+        base_url: the endpoint, with its ``/v1``; else that of `server`; else the environment's
+            ``OPENAI_BASE_URL``, else OpenAI's.
+        server: what kind of server it is (``vllm``, ``ollama``, ``lmstudio``, ``llamacpp``): where
+            it listens, and where it differs from the format. The environment is not asked then.
         api_key: else the environment's ``OPENAI_API_KEY``. An endpoint other than OpenAI's may need
             none.
         organization: OpenAI's organization id; else the environment's ``OPENAI_ORG_ID``.
+        headers: to send beside our own. Their values are treated as secrets.
         timeout: seconds for one attempt, from connecting to the last byte.
-        max_attempts: how often to try in all. Tried again are 408, 409, 429, 5xx, timeouts and
-            failed connections.
+        read_timeout: seconds without a byte after which an attempt is given up; `timeout` unless
+            set. A stream stalls then; an answer in one piece takes that long to begin.
+        max_attempts: how often to try in all. Tried again are 408, 409, 429, 5xx, timeouts, failed
+            connections and answers that were cut off.
         max_wait: longest wait between attempts, in seconds; an endpoint that asks for more ends the
             call.
+        max_bytes: longest answer, as it comes over the wire.
+        breaker_failures: failures in a row after which the endpoint is left alone; 0 for never.
+        breaker_seconds: for how long.
         send_seed: send a seed (of its own making where the call sets none): some endpoints refuse
             it.
+        send_reasoning: send back what a model said to itself, as ``reasoning_content``.
+        stream_usage: have a stream tell token counts: a few endpoints refuse to be asked.
         extra_parameters: send top_k, min_p and repetition_penalty, which the format does not have,
-            beside it.
+            beside it, under these names; a `server` has its own.
         max_tokens_name: the parameter for `max_tokens`; unless given, ``max_completion_tokens`` for
             OpenAI itself and ``max_tokens``, which older servers know, for any other.
         http_client: an httpx ``AsyncClient`` to use (proxies, certificates, a transport); it is not
             closed.
+        breaker: a circuit breaker that backends of one endpoint share.
         environment: where ``OPENAI_*`` are looked up.
         rng: for jitter and seeds.
         sleep: waits between attempts.
         wall_clock: seconds since 1970, for a Retry-After that is a date.
+        clock: monotonic seconds, for the circuit breaker.
+        entropy: random bytes, for idempotency keys.
 
     Raises:
-        MissingExtra: the openai package is not installed.
+        MissingExtra: there is no HTTP client.
         ConfigError: no model, no key, a base URL that is none, or a number out of range.
     """
 
@@ -87,281 +88,200 @@ class OpenAI:
         model: str,
         *,
         base_url: str | None = None,
+        server: str | None = None,
         api_key: str | None = None,
         organization: str | None = None,
+        headers: dict[str, str] | None = None,
         timeout: float = 60.0,
+        read_timeout: float | None = None,
         max_attempts: int = 4,
         max_wait: float = 60.0,
+        max_bytes: int = 32 << 20,
+        breaker_failures: int = 5,
+        breaker_seconds: float = 30.0,
         send_seed: bool = True,
+        send_reasoning: bool = False,
+        stream_usage: bool = True,
         extra_parameters: bool = False,
         max_tokens_name: str | None = None,
         http_client: Any = None,
+        breaker: CircuitBreaker | None = None,
         environment: Mapping[str, str] | None = None,
         rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+        entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
-        if importlib.util.find_spec("openai") is None:
-            raise MissingExtra("the backend 'openai'", "openai", "openai")
+        http.require("openai", "openai")
+        model = model_of("openai", model)
         environment = os.environ if environment is None else environment
-        self._model = _named(model)
-        self._base_url, self._host = _endpoint(
-            base_url or environment.get("OPENAI_BASE_URL") or OFFICIAL
+        kind = OPENAI if server is None else server_named(server)
+        if server is not None:
+            environment = {}  # a key of OpenAI's is not for them
+        endpoint = endpoint_of(
+            base_url or environment.get("OPENAI_BASE_URL") or kind.base_url,
+            variable="OPENAI_BASE_URL",
+            example="http://localhost:8000/v1",
         )
-        self._official = self._host == urlsplit(OFFICIAL).hostname
-        self._key = _key(
-            api_key or environment.get("OPENAI_API_KEY") or "", official=self._official
+        self._official = endpoint.host == urlsplit(OPENAI.base_url).hostname
+        key = key_of(
+            api_key or environment.get("OPENAI_API_KEY") or "",
+            variable="OPENAI_API_KEY",
+            needed="Set the environment variable OPENAI_API_KEY, or pass api_key; for a local "
+            "endpoint without keys set OPENAI_BASE_URL or base_url."
+            if self._official
+            else None,
         )
-        self._organization = organization or environment.get("OPENAI_ORG_ID") or None
-        self._timeout = _within("timeout", timeout, 0.001, 86_400)
-        self._backoff = Backoff(
-            max_attempts=int(_within("max_attempts", max_attempts, 1, 100)),
-            longest=_within("max_wait", max_wait, 0, 86_400),
-        )
+        own = headers_of(headers, _OUR_HEADERS)
+        sent = {**({"authorization": f"Bearer {key}"} if key else {}), **own}
+        organization = organization or environment.get("OPENAI_ORG_ID")
+        if organization:
+            sent |= headers_of({"openai-organization": organization}, _OUR_HEADERS)
+        self._server = server
+        self._seed_bits = kind.seed_bits
         self._send_seed = send_seed
-        self._extra_parameters = extra_parameters
+        self._send_reasoning = send_reasoning
+        self._stream_usage = stream_usage
+        self._beside = kind.beside or (BESIDE if extra_parameters else {})
         self._max_tokens_name = max_tokens_name or (
-            "max_completion_tokens" if self._official else "max_tokens"
+            OPENAI.max_tokens if self._official else "max_tokens"
         )
-        self._http_client = http_client
-        self._rng = rng if rng is not None else random.Random()
-        self._sleep = sleep
-        self._wall_clock = wall_clock
-        self._loop = BackgroundLoop("isonomy-openai")
-        self._client: tuple[asyncio.AbstractEventLoop, openai.AsyncOpenAI] | None = None
-
-    def __repr__(self) -> str:
-        return f"OpenAI({self._model!r}, host={self._host!r})"
-
-    def identity(self) -> Identity:
-        """Return who answers: provider ``openai``, or the endpoint's host."""
-        return Identity(
-            provider="openai" if self._official else self._host,
+        super().__init__(
+            name="openai",
+            model=model,
+            endpoint=endpoint,
+            path="/chat/completions",
+            key=key,
+            headers=sent,
+            secrets=own,
+            patience=Patience.of(
+                timeout=timeout,
+                read_timeout=read_timeout,
+                max_attempts=max_attempts,
+                max_wait=max_wait,
+                max_bytes=max_bytes,
+            ),
+            breaker=breaker
+            or CircuitBreaker(
+                int(within("breaker_failures", breaker_failures, 0, 1_000_000)),
+                within("breaker_seconds", breaker_seconds, 0, 86_400),
+                clock=clock,
+            ),
+            surroundings=Surroundings(
+                http_client=http_client,
+                rng=rng if rng is not None else random.Random(),
+                sleep=sleep,
+                wall_clock=wall_clock,
+                entropy=entropy,
+            ),
+            advice=_ADVICE,
+        )
+        options = {} if self._official else {"base_url": endpoint.base}
+        self._identity = Identity(
+            provider="openai" if self._official else endpoint.host,
             model=self._model,
             spec=f"openai:{self._model}",
             deterministic=False,
-            options={} if self._official else {"base_url": self._base_url.partition("?")[0]},
-            runtime={"openai": version("openai")},
+            options={**options, **({"server": server} if server else {})},
+            runtime=http.versions(),
         )
+
+    def identity(self) -> Identity:
+        """Return who answers: provider ``openai``, or the endpoint's host."""
+        return self._identity
 
     def resolve(self, sampling: Sampling) -> Sampling:
         """Return `sampling` with a seed, or without any where none is sent.
 
         Raises:
-            InputError: it holds settings that the format does not have, and `extra_parameters` is
-            off.
+            InputError: it holds settings that the server does not have.
         """
-        refuse_extra(sampling, self._extra_parameters)
+        refuse_beside(sampling, self._beside)
         if not self._send_seed:
             return msgspec.structs.replace(sampling, seed=None)
         if sampling.seed is None:
-            return msgspec.structs.replace(sampling, seed=self._rng.getrandbits(SEED_BITS))
+            return msgspec.structs.replace(sampling, seed=self._around.rng.getrandbits(SEED_BITS))
         return sampling
 
-    def generate(
-        self, request: Request, *, on_text: Callable[[str], None] | None = None
-    ) -> Generation:
-        """Answer one request. `on_text` gets the whole text when it is there.
+    def logprobs(self, request: Request, labels: tuple[str, ...]) -> tuple[float, ...]:
+        """Return the natural logarithm of each label's probability as the answer's first token.
+
+        The endpoint is asked for one token and the likeliest in its place. Labels of several tokens
+        can't be told this way, nor ones that are not among the likeliest; labels such as ``A`` and
+        ``B``, which the request asks for, can.
 
         Raises:
-            InputError: a message or a sampling setting that can't be sent.
-            RemoteError: the endpoint refused, failed or answered nonsense, after `attempts`.
+            BackendError: the endpoint gives no log-probabilities, or none of a label.
         """
-        self._require_open()
-        generation = self._loop.run(self._answer(request))
-        return _told(generation, on_text)
-
-    async def agenerate(
-        self, request: Request, *, on_text: Callable[[str], None] | None = None
-    ) -> Generation:
-        """Like `generate`, without blocking the running loop; cancelling it ends the request."""
-        self._require_open()
-        generation = await self._loop.arun(self._answer(request))
-        return _told(generation, on_text)
-
-    def close(self) -> None:
-        """Close the connections; requests under way are cancelled."""
-        self._loop.close()
-
-    def _require_open(self) -> None:
-        if self._loop.closed:
-            raise BackendError(
-                f"the backend openai:{self._model} was closed. Open another one.",
-                backend="openai",
-            )
-
-    async def _answer(self, request: Request) -> Generation:
-        parameters = self._parameters(request)
-        attempts: list[Attempt] = []
-        started = time.perf_counter()
-        try:
-            generation = await persist(
-                lambda: self._attempt(parameters, started),
-                backoff=self._backoff,
-                draw=self._rng.random,
-                sleep=self._sleep,
-                clock_ns=time.perf_counter_ns,
-                attempts=attempts,
-            )
-            return msgspec.structs.replace(generation, attempts=tuple(attempts))
-        except Failure as failure:
-            last = failure
-        # Raised out here, so that no cause drags along the request with its headers.
-        times = f" {len(attempts)} times" if len(attempts) > 1 else ""
-        raise RemoteError(
-            f"openai:{self._model} at {self._host} failed{times}, in the end: {last}. "
-            f"{last.advice}",
-            backend="openai",
-            status=last.status,
-            attempts=tuple(attempts),
+        if not labels or "" in labels:
+            raise BackendError("labels to compare must not be empty.", backend=self._name)
+        asked = msgspec.structs.replace(
+            request,
+            sampling=Sampling(max_tokens=1),
+            extra={**request.extra, "logprobs": True, "top_logprobs": _TOP},
         )
+        generation = self._run(lambda tell: self._answer(asked, None))
+        try:
+            found = first_logprobs((generation.raw or "").encode())
+        except InvalidAnswer as invalid:
+            raise BackendError(
+                f"{self._model} at {self._endpoint.host} gives log-probabilities in another shape: "
+                f"{invalid}. Ask it for a judgement in words.",
+                backend=self._name,
+            ) from None
+        missing = [label for label in labels if label not in found]
+        if missing:
+            said = f"of {missing[0]!r}" if found else "at all"
+            raise BackendError(
+                f"{self._model} at {self._endpoint.host} tells no log-probability {said}. Labels "
+                f"must be single tokens among the {_TOP} likeliest ones, and the endpoint must "
+                "know top_logprobs; else ask it for a judgement in words.",
+                backend=self._name,
+            )
+        return tuple(found[label] for label in labels)
 
-    def _parameters(self, request: Request) -> dict[str, Any]:
+    def _parameters(self, request: Request, *, streamed: bool) -> dict[str, Any]:
         sampling = request.sampling
         if not self._send_seed:
             sampling = msgspec.structs.replace(sampling, seed=None)
+        extra = extra_of(request.extra)
+        asked_stream = extra.pop("stream_options", {})
         parameters: dict[str, Any] = {
             "model": self._model,
-            "messages": messages_of(request.messages),
+            "messages": messages_of(
+                request.messages, reasoning=self._send_reasoning, official=self._official
+            ),
             **sampling_of(
                 sampling,
                 max_tokens_name=self._max_tokens_name,
-                extra_parameters=self._extra_parameters,
+                beside=self._beside,
+                seed_bits=self._seed_bits,
             ),
+            **extra,
         }
         if request.tools:
             parameters["tools"] = list(request.tools)
         if request.response_format is not None:
             parameters["response_format"] = request.response_format
-        canonical(parameters)  # refuses what is not JSON with a sentence, before anything is sent
+        if streamed:
+            parameters["stream"] = True
+            usage = {"include_usage": True} if self._stream_usage else {}
+            if usage or asked_stream:
+                parameters["stream_options"] = {**usage, **asked_stream}
         return parameters
 
-    async def _attempt(self, parameters: dict[str, Any], started: float) -> Generation:
-        import openai
+    def _whole(self, body: bytes, request: Request) -> Answer:
+        return answer_of(body, audio_format=_audio(request, "wav"))
 
-        try:
-            # Outside the deadline: the package imports parts of itself at first use.
-            create = self._connected().chat.completions.with_raw_response.create
-            async with asyncio.timeout(self._timeout):
-                response = await create(**parameters)
-        except (TimeoutError, openai.APITimeoutError):
-            failure = self._failure(
-                "timeout",
-                f"no complete answer within {self._timeout:g} s",
-                advice="Raise timeout, or ask for fewer tokens.",
-                retry=True,
-            )
-        except openai.APIStatusError as error:
-            failure = self._refused(error)
-        except openai.APIConnectionError as error:
-            failure = self._failure(
-                "unreachable",
-                f"no connection: {error.__cause__ or error}",
-                advice="Check base_url (or OPENAI_BASE_URL), and that the endpoint is up.",
-                retry=True,
-            )
-        except Exception as error:
-            # Whatever else the packages below raise: a URL or a header that they can't use.
-            failure = self._failure(
-                "failed",
-                f"{type(error).__name__}: {error}",
-                advice="Check base_url and the settings of the backend.",
-            )
-        else:
-            body = self._scrubbed(response.http_response.text)
-            try:
-                answer = answer_of(body)
-            except InvalidAnswer as invalid:
-                failure = self._failure(
-                    "invalid",
-                    f"the answer can't be used: {invalid}",
-                    status=response.http_response.status_code,
-                    advice="Check that base_url leads to a chat-completions endpoint.",
-                )
-            else:
-                request_id = response.http_response.headers.get("x-request-id")
-                return Generation(
-                    content=answer.content,
-                    finish_reason=answer.finish_reason,
-                    model=answer.model or self._model,
-                    usage=answer.usage,
-                    raw=body,
-                    runtime={"request_id": request_id} if request_id else {},
-                    timings={"total": time.perf_counter() - started},
-                )
-        raise failure
+    def _reader(self, request: Request) -> Reader:
+        return CompletionReader(_audio(request, "pcm16"))
 
-    def _refused(self, error: openai.APIStatusError) -> Failure:
-        """Read an error status: whether to try again, when, and what to tell."""
-        status = error.status_code
-        headers = error.response.headers
-        retry = status in _RETRIED or status >= 500
-        # OpenAI says so where a retry is useless (an exhausted quota is a 429 too), or useful.
-        retry = {"true": True, "false": False}.get(headers.get("x-should-retry", ""), retry)
-        after = retry_after(headers, self._wall_clock()) if retry else None
-        said = f"status {status}"
-        message = error.body.get("message") if isinstance(error.body, dict) else None
-        message = message or error.response.text.strip() or error.response.reason_phrase
-        if 300 <= status < 400:
-            message = "a redirect, which is not followed"
-        if message:
-            said += f": {message}"
-        advice = _ADVICE.get(status, "Try again later." if status >= 500 else "Change the request.")
-        if after is not None and after > self._backoff.longest:
-            retry = False
-            advice = (
-                f"It asks to wait {after:g} s, longer than max_wait ({self._backoff.longest:g} s)."
-            )
-        outcome: Outcome = "refused"
-        if status == 429:
-            outcome = "overloaded"
-        elif status >= 500:
-            outcome = "failed"
-        return self._failure(outcome, said, advice=advice, status=status, retry=retry, after=after)
 
-    def _failure(
-        self,
-        outcome: Outcome,
-        message: str,
-        *,
-        advice: str,
-        status: int | None = None,
-        retry: bool = False,
-        after: float | None = None,
-    ) -> Failure:
-        message = self._scrubbed(message)
-        if len(message) > _LONGEST_MESSAGE:
-            message = message[:_LONGEST_MESSAGE] + " [...]"
-        return Failure(outcome, message, advice=advice, status=status, retry=retry, after=after)
-
-    def _scrubbed(self, text: str) -> str:
-        """Return what an endpoint said without the key: some repeat it."""
-        return text.replace(self._key, "[api key]") if self._key else text
-
-    def _connected(self) -> openai.AsyncOpenAI:
-        """Return the client of the running loop (a forked process has another one)."""
-        import openai
-
-        loop = asyncio.get_running_loop()
-        if self._client is not None and self._client[0] is loop:
-            return self._client[1]
-        http_client = self._http_client
-        if http_client is None:
-            http_client = openai.DefaultAsyncHttpxClient(
-                timeout=self._timeout, follow_redirects=False
-            )
-            self._loop.before_close(http_client.aclose)
-        client = openai.AsyncOpenAI(
-            # The package insists on a key, also where the endpoint does not.
-            api_key=self._key or "none",
-            organization=self._organization,
-            base_url=self._base_url,
-            timeout=self._timeout,
-            max_retries=0,
-            http_client=http_client,
-        )
-        self._client = (loop, client)
-        return client
+def _audio(request: Request, otherwise: str) -> str:
+    asked = request.extra.get("audio")
+    form = asked.get("format") if isinstance(asked, dict) else None
+    return form if isinstance(form, str) else otherwise
 
 
 _ADVICE = {
@@ -379,88 +299,3 @@ _ADVICE = {
     422: "Change the request as it says.",
     429: "Wait, or check the quota.",
 }
-
-
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Return how many seconds an endpoint asks to wait.
-
-    It says so in ``retry-after-ms``, or in ``Retry-After`` (RFC 9110, section 10.2.3).
-
-    Args:
-        headers: the response's, with names looked up in any case.
-        now: seconds since 1970; the header may be a date.
-
-    Returns:
-        Seconds, not negative, or `None` where nothing usable is said.
-    """
-    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "").strip()
-        # Digits only: float() would take "nan" and "inf" too.
-        if value and value.replace(".", "", 1).isascii() and value.replace(".", "", 1).isdigit():
-            return float(value) / scale
-    try:
-        date = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now)
-
-
-def _told(generation: Generation, on_text: Callable[[str], None] | None) -> Generation:
-    if on_text is not None and generation.text:
-        on_text(generation.text)
-    return generation
-
-
-def _named(model: str) -> str:
-    if not isinstance(model, str) or not model.strip():
-        raise ConfigError("the backend openai needs a model's name: openai:MODEL.", key="model")
-    return model.strip()
-
-
-def _endpoint(base_url: str) -> tuple[str, str]:
-    """Return the base URL and the host (with its port) that it names."""
-    try:
-        parts = urlsplit(base_url.strip())
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        # It may hold a password, so it is not repeated.
-        raise ConfigError(
-            "the base URL must be http://HOST/... or https://HOST/..., such as "
-            "http://localhost:8000/v1. "
-            "Correct base_url or OPENAI_BASE_URL.",
-            key="base_url",
-        )
-    if parts.username or parts.password:
-        raise ConfigError(
-            "the base URL holds a user name or password. "
-            "Pass the key as api_key or OPENAI_API_KEY.",
-            key="base_url",
-        )
-    return base_url.strip(), f"{parts.hostname}:{port}" if port else parts.hostname
-
-
-def _key(key: str, *, official: bool) -> str:
-    key = key.strip()
-    if not key and official:
-        raise ConfigError(
-            "there is no API key. Set the environment variable OPENAI_API_KEY, or pass api_key; "
-            "for a local endpoint without keys set OPENAI_BASE_URL or base_url.",
-            key="api_key",
-        )
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(
-            "the API key holds characters that can't be in one. "
-            "Copy it again into OPENAI_API_KEY or api_key.",
-            key="api_key",
-        )
-    return key
-
-
-def _within(name: str, value: float, low: float, high: float) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(
-            f"it must be a number between {low:g} and {high:g}, not {value!r}.", key=name
-        )
-    return value

@@ -3,6 +3,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from isonomy.backends.remote.breaker import CircuitBreaker
 from isonomy.backends.remote.retries import Backoff, Failure, persist
 from isonomy.sdk.generation import Attempt
 
@@ -44,6 +45,7 @@ def test_every_attempt_is_recorded_with_its_time() -> None:
         persist(
             call,
             backoff=Backoff(max_attempts=5, first=2.0),
+            breaker=CircuitBreaker(),
             draw=lambda: 0.0,
             sleep=sleep,
             clock_ns=lambda: next(ticks),

@@ -2,7 +2,9 @@
 
 The wait before attempt n + 1 is what the endpoint asked for (``Retry-After``), else ``first * 2 **
 (n - 1)`` seconds, at most `longest`, times a random factor between 1/2 and 1, so that many clients
-don't come back at once. Randomness, sleep and clock are passed in. tenacity drives the attempts.
+don't come back at once. Randomness, sleep and clock are passed in. tenacity drives the attempts, a
+circuit breaker (breaker.py) lets them through or not; what it refuses is recorded as an attempt
+with the outcome ``open``.
 """
 
 from __future__ import annotations
@@ -15,8 +17,14 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from isonomy.sdk.generation import Attempt
 
+from .breaker import CircuitBreaker, CircuitOpen
+
 T = TypeVar("T")
-Outcome = Literal["timeout", "unreachable", "refused", "overloaded", "failed", "invalid"]
+Outcome = Literal[
+    "timeout", "unreachable", "refused", "overloaded", "failed", "invalid", "cut", "open"
+]
+COUNTED = frozenset({"timeout", "unreachable", "failed", "cut"})
+"""Outcomes that count against an endpoint; the others come from one that is there and answers."""
 
 
 class Failure(Exception):
@@ -63,6 +71,7 @@ async def persist(
     call: Callable[[], Awaitable[T]],
     *,
     backoff: Backoff,
+    breaker: CircuitBreaker,
     draw: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
     clock_ns: Callable[[], int],
@@ -73,6 +82,7 @@ async def persist(
     Args:
         call: one attempt; raises `Failure`.
         backoff: how often, how long.
+        breaker: the endpoint's.
         draw: random numbers in [0, 1).
         sleep: waits some seconds.
         clock_ns: a monotonic clock.
@@ -84,22 +94,37 @@ async def persist(
 
     async def once() -> T:
         number, started = len(attempts) + 1, clock_ns()
-        try:
-            result = await call()
-        except Failure as failure:
+
+        def note(outcome: str, status: int | None, error: str | None) -> None:
             attempts.append(
                 Attempt(
                     number=number,
-                    outcome=failure.outcome,
-                    status=failure.status,
-                    error=str(failure),
+                    outcome=outcome,
+                    status=status,
+                    error=error,
                     duration_ns=clock_ns() - started,
                 )
             )
+
+        try:
+            admission = breaker.enter()
+        except CircuitOpen as refusal:
+            note("open", None, str(refusal))
+            raise Failure(
+                "open", str(refusal), advice=f"The last failure was: {refusal.last}"
+            ) from None
+        try:
+            result = await call()
+        except Failure as failure:
+            said = str(failure)
+            breaker.leave(admission, said if failure.outcome in COUNTED else None)
+            note(failure.outcome, failure.status, said)
             raise
-        attempts.append(
-            Attempt(number=number, outcome="ok", status=200, duration_ns=clock_ns() - started)
-        )
+        except BaseException:
+            breaker.leave(admission, unknown=True)
+            raise
+        breaker.leave(admission)
+        note("ok", 200, None)
         return result
 
     def wait(state: RetryCallState) -> float:
