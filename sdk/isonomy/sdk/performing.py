@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,14 +28,16 @@ from .generation import Request, Sampling, Usage
 from .pipeline import Pipeline
 from .policy import Policy
 from .records import Entry, Output, RequestContent
-from .releasing import Outlet, Piece, Streaming, consent
-from .running import gone
 from .scribe import Scribe
-from .streaming import Prefix, joined, readers
 from .trail import Trail
 from .vocabulary import Call, Candidate, Document, Message, Part, Text, VerdictName
 from .workers import Workers
 from .world import World
+
+if TYPE_CHECKING:
+    # Loaded on use: most calls are not streamed, and are not refused after an answer.
+    from .releasing import Streaming
+    from .streaming import Prefix
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,24 +85,26 @@ async def perform(
     scribe: Scribe | None = None,
     observers: tuple[Any, ...] = (),
     trail_out: list[Trail] | None = None,
+    streaming: Streaming | None = None,
 ) -> Reply:
     """Perform a call: the one code path of live calls and replays.
 
     Args:
         performance: what to do.
         policy: judges it.
-        waiting: how to wait; where it is `Streaming`, the answer leaves by its outlet.
+        waiting: how to wait.
         workers: for checks.
         scribe: writes the records of a live call that is logged.
         observers: see every event.
         trail_out: is given the call's trail, for a replay to compare.
+        streaming: for a stream, `waiting` again: the answer leaves by its outlet.
 
     Raises:
         IsonomyError: the model did not answer; the result is recorded first.
         LogError: a record could not be made durable.
         BaseException: the caller was cancelled or interrupted; the result is recorded first.
     """
-    performing = _Performing(performance, policy, waiting, workers, scribe, observers)
+    performing = _Performing(performance, policy, waiting, workers, scribe, observers, streaming)
     if trail_out is not None:
         trail_out.append(performing.trail)
     try:
@@ -130,6 +134,7 @@ class _Performing:
         workers: Workers,
         scribe: Scribe | None,
         observers: tuple[Any, ...],
+        streaming: Streaming | None,
     ) -> None:
         self._started = time.perf_counter_ns()
         self._performance = performance
@@ -151,10 +156,9 @@ class _Performing:
             workers=workers,
             released=self._left,
         )
-        self._outlet: Outlet | None = None
-        if isinstance(waiting, Streaming):
-            self._outlet = waiting.outlet
-            waiting.begin, waiting.release = self._prefix, self._release
+        self._outlet = streaming.outlet if streaming is not None else None
+        if streaming is not None:
+            streaming.begin, streaming.release = self._prefix, self._release
         self._intended = False
         self._ended = False
         self._entries: list[Entry] = []
@@ -233,6 +237,9 @@ class _Performing:
 
     def _prefix(self) -> Prefix | None:
         """Return what holds back an answer; `None` where all of it is held."""
+        from .releasing import consent
+        from .streaming import Prefix, readers
+
         performance = self._performance
         found = readers(self._policy, tools=bool(performance.request.tools))
         if found is None:
@@ -267,14 +274,13 @@ class _Performing:
     async def _release(self, piece: str) -> bool:
         """Record a piece of the answer and let it go."""
         assert self._outlet is not None
-        if self._outlet.closed:
-            raise gone()
+        self._outlet.gate()
         if not self._outlet.text and not await self._may_leave():
             return False
         self._segment(piece)
         await self.record()
         self._outlet.recorded(piece)
-        await Piece(piece)
+        await self._outlet.let_go(piece)
         return True
 
     # What is recorded
@@ -355,7 +361,11 @@ class _Performing:
         if candidate is not None:
             content, text = candidate.content, candidate.text
         elif refused:
-            text = joined(left, self._policy.refusal)
+            text = self._policy.refusal
+            if left:
+                from .streaming import joined
+
+                text = joined(left, text)
             content = (Text(text),)
         elif self._outlet is not None and self._outlet.text:
             text = self._outlet.text
@@ -384,8 +394,8 @@ class _Performing:
         await self.record()
         if failure is not None:
             raise failure
-        if piece:
-            await Piece(piece)
+        if piece and self._outlet is not None:
+            await self._outlet.let_go(piece)
         standing = self._pipeline.standing
         return Reply(
             call_id=self._performance.call.id,

@@ -18,7 +18,7 @@ from .canonical import own
 from .checks import Check, verdict_of_callable, verdict_of_hook
 from .contents import as_parts
 from .generation import Generation, Request
-from .running import AsTask, OnThread, Running
+from .running import AsTask, OnThread, Running, gone
 from .streaming import Prefix, Reader
 from .trail import Trail
 from .vocabulary import Allow, Call, Candidate, Flag, Replace, Text, text_of
@@ -60,6 +60,16 @@ class Outlet:
             self.first_ns = self.elapsed_ns()
         self.text += piece
         self.segments += 1
+
+    def gate(self) -> None:
+        """Raise `Cancelled` where nobody takes anything any more."""
+        if self.closed:
+            raise gone()
+
+    async def let_go(self, piece: str) -> None:
+        """Let a piece leave whose record is durable; goes on when the next one is asked for."""
+        await Piece(piece)
+        self.gate()
 
     def close(self) -> None:
         """Let nothing more leave, and end the generation that runs; from any thread."""
