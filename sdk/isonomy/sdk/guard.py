@@ -8,9 +8,10 @@ can't be written, nothing is released.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from weakref import WeakSet
 
 from . import config
 from .asking import Blocking, OnLoop, Waiting, drive
@@ -18,7 +19,7 @@ from .calling import CallOptions, Messages, NoBackend, performance
 from .errors import ConfigError, InputError, LogError
 from .generation import Backend, Sampling
 from .log import Log
-from .performing import Reply, perform
+from .performing import Performance, Reply, perform
 from .policy import Policy
 from .registry import Registry, nearest
 from .requests import checked
@@ -30,6 +31,8 @@ from .world import Live, World
 if TYPE_CHECKING:
     from isonomy.replay import Replayed
 
+    from .releasing import Streaming
+    from .streams import AsyncStream, Driver, Stream
     from .wrapping import WrapOptions
 
 C = TypeVar("C")
@@ -86,6 +89,7 @@ class Guard:
         )
         self._secrets = secrets
         self._workers = Workers()
+        self._streams: WeakSet[Driver] = WeakSet()
         self._closed = False
         self.log: Log | None = None
         if log is not None:
@@ -185,7 +189,55 @@ class Guard:
         """Like `chat`, without blocking the running event loop."""
         return await self._chat(OnLoop(), messages, options)
 
-    async def _chat(self, waiting: Waiting, messages: Messages, options: CallOptions) -> Reply:
+    def stream(self, messages: Messages, **options: Unpack[CallOptions]) -> Stream:
+        """Answer one request piece by piece; what leaves is judged and recorded before it does.
+
+        Nothing happens before the first piece is asked for. Works inside a running event loop too,
+        which it blocks.
+
+        Args:
+            messages: as for `chat`.
+            options: as for `chat`.
+
+        Returns:
+            An iterator of text, to be used as a context manager where it may not be read to its
+            end. It raises what `chat` raises.
+
+        Raises:
+            InputError: the messages can't be used; nothing was recorded.
+        """
+        from .streams import Stream
+
+        return Stream(self._driver(Blocking(), messages, options))
+
+    def astream(self, messages: Messages, **options: Unpack[CallOptions]) -> AsyncStream:
+        """Like `stream`, without blocking the running event loop: an async iterator of text."""
+        from .streams import AsyncStream
+
+        return AsyncStream(self._driver(OnLoop(), messages, options))
+
+    def _driver(
+        self, waiting: Blocking | OnLoop, messages: Messages, options: CallOptions
+    ) -> Driver:
+        from .releasing import Outlet, Streaming
+        from .streams import Driver
+
+        streaming = Streaming(waiting, Outlet())
+        performed, backend = self._performance(messages, options)
+
+        def begin() -> Coroutine[Any, Any, Reply]:
+            return self._perform(performed, backend, streaming, streaming)
+
+        driver = Driver(performed.call.id, streaming.outlet, begin)
+        self._streams.add(driver)
+        return driver
+
+    def _chat(
+        self, waiting: Waiting, messages: Messages, options: CallOptions
+    ) -> Coroutine[Any, Any, Reply]:
+        return self._perform(*self._performance(messages, options), waiting)
+
+    def _performance(self, messages: Messages, options: CallOptions) -> tuple[Performance, Backend]:
         backend = self._answering(options)
         performed = performance(
             messages,
@@ -195,13 +247,23 @@ class Guard:
             secrets=self._secrets,
             live=self._live,
         )
-        return await perform(
+        return performed, backend
+
+    def _perform(
+        self,
+        performed: Performance,
+        backend: Backend,
+        waiting: Waiting,
+        streaming: Streaming | None = None,
+    ) -> Coroutine[Any, Any, Reply]:
+        return perform(
             performed,
             policy=self.policy,
             waiting=waiting,
             workers=self._workers,
             scribe=self._scribe(performed.call, backend),
             observers=self.policy.observers,
+            streaming=streaming,
         )
 
     def _answering(self, options: CallOptions) -> Backend:
@@ -269,9 +331,11 @@ class Guard:
         return replay_with_guard(self, call_id, regenerate=regenerate, deep=deep)
 
     def close(self) -> None:
-        """Close the log and the backend; calling it twice is harmless."""
+        """Close open streams, the log and the backend; calling it twice is harmless."""
         if self._closed:
             return
+        for stream in list(self._streams):
+            stream.close()
         self._closed = True
         self._workers.close()
         self.backend.close()
