@@ -1,12 +1,14 @@
 import asyncio
 import functools
 import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from isonomy.backends import Callable
-from isonomy.sdk import Backend, BackendError
+from isonomy.sdk import Backend, BackendError, RemoteError
 from isonomy.sdk.generation import Generation, Request, Sampling
 from isonomy.sdk.vocabulary import Image, Message, Text, ToolCall, ToolResult
 
@@ -189,3 +191,208 @@ def test_after_close_async_functions_fail_with_a_sentence() -> None:
     backend.close()
     with pytest.raises(BackendError, match="closed"):
         backend.generate(ASK)
+
+
+def generator(messages: Any) -> Iterator[str]:
+    yield from ("one ", "", "two ", "three")
+
+
+async def agenerator(messages: Any) -> AsyncIterator[str]:
+    for piece in generator(messages):
+        await asyncio.sleep(0)
+        yield piece
+
+
+class Streaming:
+    async def __call__(self, messages: Any) -> AsyncIterator[str]:
+        async for piece in agenerator(messages):
+            yield piece
+
+
+PIECEWISE = [
+    generator,
+    agenerator,
+    Streaming(),
+    lambda m: iter(generator(m)),
+    lambda m: agenerator(m),
+]
+
+
+@pytest.mark.parametrize("function", PIECEWISE)
+def test_functions_that_yield(function: Any) -> None:
+    backend = Callable(function)
+    said: list[list[str]] = [[], []]
+    first = backend.generate(ASK, on_text=said[0].append)
+    second = asyncio.run(backend.agenerate(ASK, on_text=said[1].append))
+    assert said == [["one ", "two ", "three"]] * 2
+    for generation in (first, second, backend.generate(ASK), asyncio.run(backend.agenerate(ASK))):
+        assert generation.content == (Text("one two three"),)
+        assert generation.finish_reason == "stop"
+    backend.close()
+
+
+def test_pieces_come_while_the_function_is_at_work() -> None:
+    order: list[str] = []
+
+    def work(messages: Any) -> Iterator[str]:
+        for i in range(3):
+            order.append(f"made {i}")
+            yield str(i)
+
+    Callable(work).generate(ASK, on_text=lambda piece: order.append(f"told {piece}"))
+    assert order == ["made 0", "told 0", "made 1", "told 1", "made 2", "told 2"]
+
+
+class Gone(Exception):
+    """Nobody listens any more."""
+
+
+def test_what_on_text_raises_ends_the_function_and_goes_through() -> None:
+    ended: list[str] = []
+    done = threading.Event()
+
+    def work(messages: Any) -> Iterator[str]:
+        try:
+            while True:
+                yield "x"
+        finally:
+            ended.append("sync")
+            done.set()
+
+    async def awork(messages: Any) -> AsyncIterator[str]:
+        try:
+            while True:
+                await asyncio.sleep(0)
+                yield "x"
+        finally:
+            ended.append("async")
+            done.set()
+
+    def leave(piece: str) -> None:
+        raise Gone
+
+    for function in (work, awork):
+        backend = Callable(function)
+        for ask in (
+            lambda b=backend: b.generate(ASK, on_text=leave),
+            lambda b=backend: asyncio.run(b.agenerate(ASK, on_text=leave)),
+        ):
+            done.clear()
+            with pytest.raises(Gone):
+                ask()
+            assert done.wait(5)
+        backend.close()
+    assert ended == ["sync", "sync", "async", "async"]
+    with pytest.raises(Gone):
+        Callable(echo).generate(ASK, on_text=leave)
+
+
+def test_cancelling_ends_a_generator_in_its_thread() -> None:
+    ended = threading.Event()
+
+    def work(messages: Any) -> Iterator[str]:
+        try:
+            while True:
+                time.sleep(0.005)
+                yield "x"
+        finally:
+            ended.set()
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(Callable(work).agenerate(ASK))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    assert ended.wait(5)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_generators_that_go_wrong(is_async: bool) -> None:
+    def raises(messages: Any) -> Iterator[str]:
+        yield "a"
+        raise KeyError("nope")
+
+    def numbers(messages: Any) -> Iterator[Any]:
+        yield "a"
+        yield 3
+
+    def ask(function: Any) -> Generation:
+        backend = Callable(function)
+        try:
+            if is_async:
+                return asyncio.run(backend.agenerate(ASK))
+            return backend.generate(ASK)
+        finally:
+            backend.close()
+
+    def asynchronous(function: Any) -> Any:
+        async def agen(messages: Any) -> AsyncIterator[Any]:
+            for piece in function(messages):
+                yield piece
+
+        return agen
+
+    for turned in (lambda f: f, asynchronous):
+        with pytest.raises(BackendError, match="raised KeyError: 'nope'"):
+            ask(turned(raises))
+        with pytest.raises(BackendError, match="yielded int, where pieces of the answer"):
+            ask(turned(numbers))
+
+
+def test_a_backend_error_is_left_as_it_is() -> None:
+    def unable(messages: Any) -> str:
+        raise error
+
+    async def later(messages: Any) -> str:
+        raise error
+
+    error = RemoteError("down", backend="mine", status=503)
+    for function in (unable, later):
+        backend = Callable(function)
+        with pytest.raises(RemoteError) as caught:
+            backend.generate(ASK)
+        assert caught.value is error
+        assert error.__cause__ is None
+        with pytest.raises(RemoteError) as caught:
+            asyncio.run(backend.agenerate(ASK))
+        assert caught.value is error
+        backend.close()
+
+
+def test_the_request_for_functions_that_want_it() -> None:
+    def wants(messages: Any, request: Request) -> str:
+        return f"{len(messages)} {request.sampling.seed}"
+
+    async def awants(messages: Any, *, request: Request) -> str:
+        return wants(messages, request)
+
+    def named_so(request: Any) -> str:
+        return str(len(request))
+
+    asked = Request(messages=ASK.messages, sampling=Sampling(seed=7))
+    for function, said in ((wants, "2 7"), (awants, "2 7"), (named_so, "2"), (str, None)):
+        backend = Callable(function)
+        if said is not None:
+            assert backend.generate(asked).text == said
+            assert asyncio.run(backend.agenerate(asked)).text == said
+        else:
+            assert "user" in backend.generate(asked).text
+        backend.close()
+
+
+def test_a_plain_function_costs_next_to_nothing() -> None:
+    """The share of a call that is the backend's own: identity, messages, answer."""
+    backend = Callable(lambda messages: "ok")
+    backend.generate(ASK)
+
+    def took() -> float:
+        started = time.perf_counter()
+        for _ in range(200):
+            backend.identity()
+            backend.generate(ASK)
+        return (time.perf_counter() - started) / 200
+
+    assert min(took() for _ in range(20)) < 10e-6
