@@ -1,4 +1,4 @@
-"""The built-in checks: patterns, personal data, length.
+"""The built-in checks: patterns, personal data, length, constitutions.
 
 A check is a frozen `msgspec.Struct`: its fields are its settings, so a table of a policy file
 decodes straight into it, its settings have a canonical digest, and an instance can be shared by
@@ -14,13 +14,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .constitution import Constitution, Principle
     from .length import Length
     from .patterns import Patterns
     from .pii import Pii
 
-__all__ = ["Length", "Patterns", "Pii"]
+__all__ = ["Constitution", "Length", "Patterns", "Pii", "Principle"]
 
-_HOMES = {"Length": ".length", "Patterns": ".patterns", "Pii": ".pii"}
+_HOMES = {
+    "Constitution": ".constitution",
+    "Length": ".length",
+    "Patterns": ".patterns",
+    "Pii": ".pii",
+    "Principle": ".constitution",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -48,7 +48,7 @@ def spent(events: Sequence[Event], messages: Sequence[bytes], check: str) -> Spe
             usage, generation = event.generation.usage, event.generation
             tokens += _counted(usage.input_tokens, [messages[n] for n in event.messages])
             tokens += _counted(usage.output_tokens, [canonical(generation.content)])
-        elif isinstance(event, Scored):
+        elif isinstance(event, Scored) and event.logprobs is not None:
             calls += 1
             tokens += _counted(None, [messages[n] for n in event.messages])
         elif isinstance(event, BackendFailed):
