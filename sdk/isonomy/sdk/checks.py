@@ -19,7 +19,7 @@ import pluggy
 
 from .canonical import require_declared, require_finite
 from .errors import ConfigError, InputError, PluginError
-from .hooks import PROJECT, Stages
+from .hooks import OBSERVING, PROJECT, Stages
 from .registry import nearest
 from .vocabulary import VERDICTS, Allow, Block, Stage, Verdict
 
@@ -90,10 +90,11 @@ class Check:
                 f"on_error must be block, allow or flag, not {on_error!r}.",
                 key=f"{self.id}.on_error",
             )
-        observe = self.hooks.get("observe")
-        if observe is not None and inspect.iscoroutinefunction(observe[0]):
+        for name in OBSERVING:
+            if name not in self.hooks or not inspect.iscoroutinefunction(self.hooks[name][0]):
+                continue
             raise PluginError(
-                f"{self.use}.observe is async, and observers are called in the thread that the "
+                f"{self.use}.{name} is async, and observers are called in the thread that the "
                 "event happens in. Write a plain function that hands the event on.",
                 plugin=self.use,
             )

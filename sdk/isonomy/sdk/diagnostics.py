@@ -8,8 +8,27 @@ and never carry content or secrets.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
+from contextvars import ContextVar, Token
 from functools import cache
 from typing import Any
+
+_CALL_ID: ContextVar[str] = ContextVar("structlog_call_id")
+"""By its name, structlog finds it among its own context variables: every line that is logged during
+a call has the field ``call_id``, an application's too, if it merges them
+(`structlog.contextvars.merge_contextvars`). Checks have it on their threads, which run in a copy of
+the call's context."""
+
+
+def bind(call_id: str) -> Token[str]:
+    """Have every line say which call it belongs to, until `unbind`."""
+    return _CALL_ID.set(call_id)
+
+
+def unbind(bound: Token[str]) -> None:
+    """End what `bind` began; harmless in another context, as when a generator is collected."""
+    with suppress(ValueError):
+        _CALL_ID.reset(bound)
 
 
 @cache

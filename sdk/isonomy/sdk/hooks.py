@@ -3,7 +3,7 @@
 A plugin is any object (or module) with methods (or functions) marked `hookimpl` and named like a
 hook below. A method may take any subset of the hook's arguments, by name. Hooks are called in the
 policy's order, one plugin at a time, so that what one replaced is what the next one sees. Return
-`None` to abstain. A hook may be `async def`, except `observe`.
+`None` to abstain. A hook may be `async def`, except those that only observe.
 
 `ctx` is the plugin's only door to the outside world (see `isonomy.sdk.context.Context`): clock,
 randomness, secrets, effects, nested generation. What comes through it is recorded and handed back
@@ -32,10 +32,16 @@ from .vocabulary import (
 
 if TYPE_CHECKING:
     from .context import Context
+    from .generation import Identity
+    from .performing import Reply
 
 PROJECT = "isonomy"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+Hooks = Mapping[str, tuple[Callable[..., Any], tuple[str, ...]]]
+"""A plugin's hooks: name to function, and the arguments that it takes."""
+OBSERVING = ("call_begins", "observe", "call_ends")
+"""Hooks that see a call and can't change it; none of them may be async."""
 
 
 class Stages:
@@ -117,6 +123,19 @@ class Stages:
 
         For exporters and metrics. Never runs on replay, can't change the call.
         """
+
+    @hookspec
+    def call_begins(
+        self, call: Call, messages: tuple[Message, ...], identity: Identity | None
+    ) -> None:
+        """See a call before its first step, in the context of its caller; else as `observe`.
+
+        `identity` is who is to answer.
+        """
+
+    @hookspec
+    def call_ends(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
+        """See a call's end: its reply, or the error that it ended in; else as `observe`."""
 
 
 class Registration:

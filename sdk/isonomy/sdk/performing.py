@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from .asking import Waiting
-from .canonical import carriable, own
-from .diagnostics import logger
+from .canonical import carriable
+from .diagnostics import bind, logger, unbind
 from .errors import Cancelled, IsonomyError, LogError
 from .events import Event, Generated, Judged, Revised
 from .generation import Request, Sampling, Usage
+from .hooks import Hooks
 from .pipeline import Pipeline
 from .policy import Policy
 from .records import Entry, Output, RequestContent
@@ -35,7 +36,8 @@ from .workers import Workers
 from .world import World
 
 if TYPE_CHECKING:
-    # Loaded on use: most calls are not streamed, and are not refused after an answer.
+    # Loaded on use: most calls are not streamed, not refused after an answer, and not observed.
+    from .observing import Observers
     from .releasing import Streaming
     from .streaming import Prefix
 
@@ -83,7 +85,7 @@ async def perform(
     waiting: Waiting,
     workers: Workers,
     scribe: Scribe | None = None,
-    observers: tuple[Any, ...] = (),
+    observers: tuple[Hooks, ...] = (),
     trail_out: list[Trail] | None = None,
     streaming: Streaming | None = None,
 ) -> Reply:
@@ -95,7 +97,7 @@ async def perform(
         waiting: how to wait.
         workers: for checks.
         scribe: writes the records of a live call that is logged.
-        observers: see every event.
+        observers: see every event, and the call's begin and end.
         trail_out: is given the call's trail, for a replay to compare.
         streaming: for a stream, `waiting` again: the answer leaves by its outlet.
 
@@ -104,23 +106,41 @@ async def perform(
         LogError: a record could not be made durable.
         BaseException: the caller was cancelled or interrupted; the result is recorded first.
     """
-    performing = _Performing(performance, policy, waiting, workers, scribe, observers, streaming)
+    seen_by = _observing(performance, observers) if observers else None
+    bound = bind(performance.call.id)
+    performing = _Performing(performance, policy, waiting, workers, scribe, seen_by, streaming)
     if trail_out is not None:
         trail_out.append(performing.trail)
+    reply: Reply | None = None
+    ended: BaseException | None = None
     try:
-        return await performing.perform()
-    except LogError:
+        reply = await performing.perform()
+        return reply
+    except LogError as error:
+        ended = error
         raise
-    except GeneratorExit:  # nothing can be awaited any more
+    except GeneratorExit as error:  # nothing can be awaited any more
+        ended = error
         performing.break_off("Cancelled")
         with _unrecorded(performance.call):
             performing.append()
         raise
     except BaseException as error:
+        ended = error
         performing.break_off(_ended_by(error))
         with _unrecorded(performance.call):
             await performing.record()
         raise
+    finally:
+        if seen_by is not None:
+            seen_by.end(reply, ended)
+        unbind(bound)
+
+
+def _observing(performance: Performance, observers: tuple[Hooks, ...]) -> Observers:
+    from .observing import Observers
+
+    return Observers(performance, observers)
 
 
 class _Performing:
@@ -133,7 +153,7 @@ class _Performing:
         waiting: Waiting,
         workers: Workers,
         scribe: Scribe | None,
-        observers: tuple[Any, ...],
+        observers: Observers | None,
         streaming: Streaming | None,
     ) -> None:
         self._started = time.perf_counter_ns()
@@ -145,7 +165,7 @@ class _Performing:
         self.trail = Trail(
             performance.world,
             sampling=performance.sampling,
-            observe=_observer(performance.call, observers),
+            observe=observers.event if observers is not None else None,
             before_effect=scribe.opening if scribe is not None else None,
         )
         self._pipeline = Pipeline(
@@ -440,7 +460,7 @@ def _unrecorded(call: Call) -> Iterator[None]:
     try:
         yield
     except LogError as error:
-        logger().warning("end_not_recorded", call_id=call.id, error=str(error))
+        logger().warning("end_not_recorded", error=str(error))
 
 
 def _ended_by(error: BaseException) -> str:
@@ -453,27 +473,6 @@ def _ended_by(error: BaseException) -> str:
     ):
         return "Cancelled"
     return type(error).__name__
-
-
-def _observer(call: Call, observers: tuple[Any, ...]) -> Callable[[Event], None] | None:
-    if not observers:
-        return None
-
-    def show(event: Event) -> None:
-        for function, names in observers:
-            offered = {"call": own(call), "event": own(event)}  # an observer's own
-            try:
-                function(**{name: offered[name] for name in names})
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # an exporter must never change a call
-                logger().warning(
-                    "observer_failed",
-                    call_id=call.id,
-                    error=type(error).__name__,
-                )
-
-    return show
 
 
 def _usage(events: Sequence[Event]) -> Usage:

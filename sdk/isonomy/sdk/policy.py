@@ -19,6 +19,7 @@ from .canonical import canonical, sha256
 from .checks import STAGES, Check
 from .decoding import decode
 from .errors import ConfigError, MissingExtra, PluginError
+from .hooks import OBSERVING, Hooks
 from .records import CheckIdentity
 from .registry import Registry, nearest
 from .vocabulary import Stage
@@ -152,7 +153,11 @@ class Policy:
             stage: _grouped(c for c in checks if stage != "pre_filter" or not c.beside)
             for stage, checks in self._by_stage.items()
         }
-        self.observers = tuple(c.hooks["observe"] for c in self.checks if "observe" in c.hooks)
+        self.observers: tuple[Hooks, ...] = tuple(
+            {name: c.hooks[name] for name in OBSERVING if name in c.hooks}
+            for c in self.checks
+            if not c.hooks.keys().isdisjoint(OBSERVING)
+        )
         self.written = canonical(written if written is not None else self._describe())
         self.digest = sha256(self.written)
         self.identities = tuple(self._identify(order, c) for order, c in enumerate(self.checks))

@@ -19,7 +19,7 @@ import msgspec
 from .canonical import carriable, require_declared
 from .errors import BackendError, InputError, IsonomyError, PluginError
 from .events import Effect, Event, Generated
-from .generation import Backend, Generation, Request
+from .generation import Backend, Generation, Identity, Request
 from .vocabulary import Message
 
 OnText = Callable[[str], None] | None
@@ -81,6 +81,10 @@ class Live:
     ) -> None:
         self._backend = backend
         self._secrets = secrets
+
+    def identity(self) -> Identity:
+        """Return who answers the call."""
+        return self._backend.identity()
 
     def take(self, event: Effect, produce: Callable[[], Any]) -> Effect:
         """Do the effect, and note its value or error and how long it took."""
