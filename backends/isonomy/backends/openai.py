@@ -24,7 +24,8 @@ from .remote import http
 from .remote.answers import Answer, InvalidAnswer, Reader
 from .remote.breaker import CircuitBreaker
 from .remote.completion_answers import CompletionReader, answer_of, first_logprobs
-from .remote.completions import extra_of, messages_of, refuse_beside, sampling_of
+from .remote.completions import OURS, messages_of, refuse_beside, sampling_of
+from .remote.conversation import extra_of
 from .remote.endpoint import endpoint_of, headers_of, key_of, model_of, within
 from .remote.provider import Patience, Provider, Surroundings
 from .remote.servers import BESIDE, OPENAI, SEED_BITS, server_named
@@ -245,7 +246,7 @@ class OpenAI(Provider):
         sampling = request.sampling
         if not self._send_seed:
             sampling = msgspec.structs.replace(sampling, seed=None)
-        extra = extra_of(request.extra)
+        extra = extra_of(request.extra, OURS)
         asked_stream = extra.pop("stream_options", {})
         parameters: dict[str, Any] = {
             "model": self._model,

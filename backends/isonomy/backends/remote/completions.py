@@ -26,6 +26,7 @@ from isonomy.sdk.vocabulary import (
     ToolResult,
 )
 
+from .conversation import answered, embedded, require_allowed, written
 from .servers import BESIDE, SEED_BITS
 
 OURS = frozenset(
@@ -42,6 +43,8 @@ def messages_of(
 ) -> list[dict[str, Any]]:
     """Return messages in the format; a message with several tool results becomes several.
 
+    Tool calls that nothing answers are said not to have been run.
+
     Args:
         messages: ours.
         reasoning: send back what a model said to itself, as ``reasoning_content``; else it is left
@@ -52,7 +55,7 @@ def messages_of(
         InputError: a message holds a part that its role can't hold.
     """
     result: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(answered(messages)):
         result += _message(index, message, reasoning, official)
     return result
 
@@ -65,22 +68,8 @@ _ALLOWED: dict[str, tuple[type, ...]] = {
 }
 
 
-def require_allowed(
-    index: int, message: Message, allowed: Mapping[str, tuple[type, ...]] = _ALLOWED
-) -> None:
-    """Raise `InputError` where a message holds a part that its role can't be sent with."""
-    for part in message.content:
-        if not isinstance(part, allowed[message.role]):
-            can = " or ".join(kind.__name__ for kind in allowed[message.role])
-            raise InputError(
-                f"message {index} has the role {message.role!r} and holds "
-                f"{type(part).__name__}, which the endpoint can't be sent: that role holds {can}. "
-                "Move it to a message of its own, or leave it out."
-            )
-
-
 def _message(index: int, message: Message, reasoning: bool, official: bool) -> list[dict[str, Any]]:
-    require_allowed(index, message)
+    require_allowed(index, message, _ALLOWED)
     if message.role == "tool":
         return [
             {"role": "tool", "tool_call_id": part.id, "content": part.content}
@@ -111,11 +100,6 @@ def _called(call: ToolCall) -> dict[str, Any]:
     }
 
 
-def written(part: Text | Json) -> str:
-    """Return a part as the text that stands for it."""
-    return part.text if isinstance(part, Text) else msgspec.json.encode(part.value).decode()
-
-
 def _content(index: int, part: Part, official: bool) -> dict[str, Any]:
     if isinstance(part, Image):
         return {"type": "image_url", "image_url": {"url": part.reference}}
@@ -133,14 +117,6 @@ def _content(index: int, part: Part, official: bool) -> dict[str, Any]:
         return {"type": "audio_url", "audio_url": {"url": part.reference}}
     assert isinstance(part, Text | Json)
     return {"type": "text", "text": written(part)}
-
-
-def embedded(reference: str) -> tuple[str, str] | None:
-    """Return media type and base64 of a ``data:`` URL (RFC 2397), `None` for any other."""
-    head, comma, data = reference.partition(",")
-    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
-        return None
-    return head.removeprefix("data:").removesuffix(";base64").partition(";")[0], data
 
 
 def sampling_of(
@@ -189,20 +165,3 @@ def refuse_beside(sampling: Sampling, beside: Mapping[str, str]) -> None:
             "endpoint takes such parameters beside the format (vLLM and llama.cpp do), set "
             "extra_parameters, or server."
         )
-
-
-def extra_of(extra: Mapping[str, Any], ours: frozenset[str] = OURS) -> dict[str, Any]:
-    """Return the provider's own parameters of a request.
-
-    Raises:
-        InputError: one of them is said elsewhere in the request.
-    """
-    for name in ours:
-        if name in extra:
-            raise InputError(
-                f"extra can't hold {name!r}, which has a place of its own in a request: the "
-                "messages, the tools, the response format, or the sampling."
-            )
-    if extra.get("n", 1) != 1:
-        raise InputError("extra can't hold 'n': candidates are asked for one by one.")
-    return dict(extra)
