@@ -1,0 +1,337 @@
+"""One request through a wrapped OpenAI client: the backend that asks the real client.
+
+An `Exchange` is the backend of the guarded calls that one request makes (one for each of the `n`
+answers that it asks for). It sends what the caller's method was about to send, with what checks
+replaced written over it, and keeps what the client received. Afterwards it says what the client is
+to be given instead: the very response, where nothing was changed, or one with other answers.
+
+Invariants: parameters are sent as the caller gave them, and no others, but for sampling settings
+that the guard itself was given; the client's key is in no record, error or identity; what the
+client raised is raised to its caller as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..canonical import canonical, carriable
+from ..errors import BackendError, RemoteError
+from ..generation import Generation, Identity, Request, Sampling
+from ..performing import Reply
+from ..vocabulary import Candidate, Message
+from .openai_wire import SEED_BITS, Asked, InvalidResponse, Wire, without_stale_reasoning
+
+if TYPE_CHECKING:
+    import asyncio
+
+OFFICIAL_HOST = "api.openai.com"
+_NESTED = 1 << 16
+"""Plugins' own generations are numbered from here on (see trail.py)."""
+_LONGEST_MESSAGE = 600
+"""How much of an error's message is recorded, in characters."""
+
+Send = Callable[[dict[str, Any] | None], Any]
+"""Sends a body (`None`: the caller's own request as it is) and returns the HTTP response."""
+
+
+class Received(msgspec.Struct, frozen=True):
+    """A response of the provider, and what it was asked."""
+
+    http: Any
+    body: dict[str, Any]
+    messages: tuple[Message, ...]
+    answers: list[Candidate]
+
+
+class Exchange:
+    """The backend of the calls that one request makes.
+
+    Args:
+        wire: the API that is asked.
+        body: the request, as the client is about to send it.
+        asked: the same in our words.
+        base_url: whom the client asks.
+        secret: the client's key, which no record may hold.
+        send: sends a body; for an async client it returns an awaitable.
+        loop: the event loop that an async client is used in.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        body: dict[str, Any],
+        asked: Asked,
+        *,
+        base_url: str,
+        secret: str,
+        send: Send,
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self.wire = wire
+        self.body = body
+        self.asked = asked
+        self.choice = 0
+        """Which answer of the request the call that is under way is about."""
+        self.received: list[Received] = []
+        self._answered: list[tuple[Received, int]] = []
+        self._base_url = base_url
+        self._secret = secret
+        self._send = send
+        self._loop = loop
+        self._added: dict[str, Any] = {}
+        self._raised: dict[int, tuple[BackendError, BaseException]] = {}
+
+    # The backend.
+
+    def identity(self) -> Identity:
+        """Return whom the client asks."""
+        url = urlsplit(self._base_url)
+        official = url.hostname == OFFICIAL_HOST
+        netloc = url.netloc.rpartition("@")[2]
+        return Identity(
+            provider="openai" if official else url.hostname or "unknown",
+            model=self.asked.model,
+            spec=f"openai:{self.asked.model}",
+            options={"base_url": f"{url.scheme}://{netloc}{url.path.rstrip('/')}"},
+        )
+
+    def resolve(self, sampling: Sampling) -> Sampling:
+        """Note which settings are the guard's own: they are sent beside the caller's."""
+        own = {
+            name: value
+            for name in Sampling.__struct_fields__
+            if (value := getattr(sampling, name)) and not getattr(self.asked.sampling, name)
+        }
+        self._added = self.wire.settings(Sampling(**own))
+        return sampling
+
+    def generate(
+        self, request: Request, *, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        """Ask the client."""
+        received = self._at_hand(request)
+        if received is None:
+            try:
+                http = self._waited_for(self._body_for(request))
+            except Exception as error:
+                raise self._failed(error) from error
+            received = self._read(request, http)
+        return self._generation(request, received, on_text)
+
+    async def agenerate(
+        self, request: Request, *, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        """Ask the client."""
+        received = self._at_hand(request)
+        if received is None:
+            try:
+                http = await self._awaited(self._body_for(request))
+            except Exception as error:
+                raise self._failed(error) from error
+            received = self._read(request, http)
+        return self._generation(request, received, on_text)
+
+    def _waited_for(self, body: dict[str, Any] | None) -> Any:
+        """Send, and block; a check may ask so of an async client, from a thread of its own."""
+        if self._loop is None:
+            return self._send(body)
+        import asyncio
+
+        if asyncio._get_running_loop() is self._loop:
+            raise RuntimeError(
+                "a check that runs inline can't wait for an async client: use ctx.agenerate"
+            )
+        return asyncio.run_coroutine_threadsafe(self._send(body), self._loop).result()
+
+    async def _awaited(self, body: dict[str, Any] | None) -> Any:
+        """Send, in the loop that the client is used in; a check may ask from another."""
+        import asyncio
+
+        if self._loop is None:
+            return await asyncio.to_thread(self._send, body)
+        if asyncio.get_running_loop() is self._loop:
+            return await self._send(body)
+        return await asyncio.wrap_future(
+            asyncio.run_coroutine_threadsafe(self._send(body), self._loop)
+        )
+
+    def close(self) -> None:
+        """Do nothing: the client is its owner's."""
+
+    # Asking.
+
+    def _at_hand(self, request: Request) -> Received | None:
+        """Return a response that holds another answer to the same request."""
+        if _is_nested(request) or request.sampling.candidate or not self.received:
+            return None
+        first = self.received[0]
+        taken = any(of is first and index == self.choice for of, index in self._answered)
+        if taken or self.choice >= len(first.answers) or first.messages != request.messages:
+            return None
+        return first
+
+    def _body_for(self, request: Request) -> dict[str, Any] | None:
+        """Return what is to be sent, or `None` for the caller's own request as it is."""
+        if _is_nested(request):
+            settings = self.wire.settings(request.sampling)
+            if not {"seed"} & (self._added.keys() | self.body.keys()):
+                settings.pop("seed", None)
+            return {**self.wire.nested(self.body, request.messages), **settings}
+        first = not self.received
+        changed = request.messages != self.asked.messages
+        if first and not changed and not self._added:
+            return None
+        body = {**self.body, **self._added}
+        if changed:
+            body = self.wire.asking(body, self.asked, request.messages)
+        if not first and "n" in body:
+            body["n"] = 1
+        if request.sampling.candidate and isinstance(body.get("seed"), int):
+            body["seed"] = (body["seed"] + request.sampling.candidate) % (1 << SEED_BITS)
+        return body
+
+    def _read(self, request: Request, http: Any) -> Received:
+        try:
+            body = json.loads(http.content)
+            if not isinstance(body, dict):
+                raise InvalidResponse("it is no JSON object")
+            answers = self.wire.answers(body)
+        except json.JSONDecodeError as error:
+            kind = str(http.headers.get("content-type", "")).partition(";")[0]
+            said = f"it is not JSON but {kind or 'of no type'}: {error}"
+            raise self._unusable(said) from None
+        except (InvalidResponse, UnicodeDecodeError) as error:
+            raise self._unusable(str(error)) from None
+        received = Received(http, body, request.messages, answers)
+        if not _is_nested(request):
+            self.received.append(received)
+        return received
+
+    def _generation(
+        self, request: Request, received: Received, on_text: Callable[[str], None] | None
+    ) -> Generation:
+        nested = _is_nested(request)
+        index = 0
+        if not nested:
+            first = received is self.received[0]
+            index = self.choice if first and self.choice < len(received.answers) else 0
+            self._answered.append((received, index))
+        answer = received.answers[index]
+        body = received.body
+        runtime: dict[str, Any] = {"retries": retries_of(received.http)}
+        if isinstance(body.get("system_fingerprint"), str):
+            runtime["system_fingerprint"] = body["system_fingerprint"]
+        if isinstance(name := received.http.headers.get("x-request-id"), str):
+            runtime["request_id"] = name
+        if len(received.answers) > 1:
+            runtime["choice"] = index
+        if on_text is not None and answer.text:
+            on_text(answer.text)
+        return Generation(
+            content=answer.content,
+            finish_reason=answer.finish_reason,
+            model=str(body.get("model") or self.asked.model),
+            usage=self.wire.usage(body),
+            raw=self._clean(received.http.text),
+            runtime=runtime,
+        )
+
+    # Errors.
+
+    def _failed(self, error: BaseException) -> BackendError:
+        """Return the error to record for what the client raised, and keep that for its caller."""
+        status = getattr(error, "status_code", None)
+        message = self._clean(f"{type(error).__name__}: {error}")[:_LONGEST_MESSAGE]
+        failure = RemoteError(
+            message,
+            backend=self.identity().spec,
+            status=status if isinstance(status, int) else None,
+        )
+        self._raised[id(failure)] = (failure, error)
+        return failure
+
+    def original(self, failure: BackendError) -> BaseException | None:
+        """Return what the client raised, where `failure` stands for it."""
+        kept = self._raised.get(id(failure))
+        return None if kept is None else kept[1]
+
+    def _unusable(self, why: str) -> BackendError:
+        return BackendError(
+            f"the endpoint's answer can't be judged: {self._clean(why)[:_LONGEST_MESSAGE]}. It was "
+            "not released.",
+            backend=self.identity().spec,
+        )
+
+    def _clean(self, text: str) -> str:
+        text = carriable(text)
+        return text.replace(self._secret, "[api key]") if self._secret else text
+
+    # Releasing.
+
+    def released(self, replies: list[Reply]) -> tuple[Any, dict[str, Any] | None]:
+        """Return what the client is to be given.
+
+        Returns:
+            The provider's HTTP response, if one was received, and the body that takes the place of
+            its own; `None` where that stays as it is.
+        """
+        if not self.received:
+            refusals = [reply.text for reply in replies]
+            made = self.wire.refused(
+                self.body, refusals, id=replies[0].call_id, created=int(time.time())
+            )
+            return None, made
+        base = self.received[-1] if len(replies) == 1 else self.received[0]
+        if len(replies) == 1:
+            base = self._origin(replies[0], base)
+        changed: dict[int, Candidate] = {}
+        stopped: list[int] = []
+        for index, reply in enumerate(replies):
+            place = index if len(replies) > 1 else 0
+            given = base.answers[place] if place < len(base.answers) else None
+            if reply.blocked:
+                stopped.append(place)
+            if given is None or not _same(reply, given):
+                said = Candidate(
+                    index=place,
+                    content=reply.output.content,
+                    finish_reason=reply.finish_reason or "stop",
+                )
+                if given is not None and not reply.blocked:
+                    said = without_stale_reasoning(said, given)
+                changed[place] = said
+        if not changed:
+            return base.http, None
+        return base.http, self.wire.released(base.body, changed, stopped)
+
+    def _origin(self, reply: Reply, otherwise: Received) -> Received:
+        """Return the response that holds the answer which is released as it was given."""
+        for received, index in reversed(self._answered):
+            if _same(reply, received.answers[index]):
+                return received
+        return otherwise
+
+
+def _is_nested(request: Request) -> bool:
+    return request.sampling.candidate >= _NESTED
+
+
+def _same(reply: Reply, given: Candidate) -> bool:
+    """Return whether what is released is what was given."""
+    return (
+        not reply.blocked
+        and reply.finish_reason == given.finish_reason
+        and canonical(reply.output.content) == canonical(given.content)
+    )
+
+
+def retries_of(http: Any) -> int:
+    """Return how often the client had tried before the request that this answers."""
+    said = http.request.headers.get("x-stainless-retry-count", "0")
+    return int(said) if said.isdecimal() else 0
