@@ -33,7 +33,7 @@ The result is one plain table, which is what is recorded (see `isonomy.sdk.inter
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +120,9 @@ class Assembled(msgspec.Struct, frozen=True):
         return ConfigError(problem, file=place.file, key=f"{place.key}{rest}")
 
 
+Read = Callable[[str], Mapping[str, Any]]
+
+
 class _Folder(NamedTuple):
     """The policies of one file."""
 
@@ -128,24 +131,28 @@ class _Folder(NamedTuple):
     allow: tuple[str, ...]
 
 
-def assemble(file: str, tables: Mapping[str, Any], name: str | None = None) -> Assembled:
+def assemble(
+    file: str, tables: Mapping[str, Any], name: str | None = None, *, read: Read = tomlfile.read
+) -> Assembled:
     """Return a policy of a file with all that it inherits.
 
     Args:
         file: the file's path; files that it names are relative to its folder.
         tables: its tables.
         name: of a table ``[policies.NAME]``; ``[policy]``, unless given.
+        read: gives the tables of another file.
 
     Raises:
         ConfigError: there is no such policy, it is wrong as it stands, or what it extends is.
     """
-    return _assemble(_folder(file, tables), name or _MAIN, ())
+    return _assemble(_folder(file, tables), name or _MAIN, (), read)
 
 
-def names(tables: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a file's named policies."""
+def names(tables: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """Return the names of a file's policies; `None` is ``[policy]``."""
     named = tables.get("policies")
-    return tuple(named) if isinstance(named, dict) else ()
+    listed = tuple(named) if isinstance(named, dict) else ()
+    return (None, *listed) if _MAIN in tables or not listed else listed
 
 
 def _folder(file: str, tables: Mapping[str, Any]) -> _Folder:
@@ -168,9 +175,9 @@ def own_table(file: str, tables: Mapping[str, Any], name: str) -> tuple[dict[str
             "[policy] has this name already. Choose another.", file=file, key=f"policies.{_MAIN}"
         )
     for each in named:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", each):
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", each):
             raise ConfigError(
-                f"{each!r} can't name a policy: use letters, digits, '-', '_' and '.'.",
+                f"{each!r} can't name a policy: use letters, digits, '-' and '_'.",
                 file=file,
                 key="policies",
             )
@@ -191,7 +198,7 @@ def own_table(file: str, tables: Mapping[str, Any], name: str) -> tuple[dict[str
     return table, place
 
 
-def _assemble(folder: _Folder, name: str, above: tuple[Place, ...]) -> Assembled:
+def _assemble(folder: _Folder, name: str, above: tuple[Place, ...], read: Read) -> Assembled:
     file = folder.file
     table, place = own_table(file, folder.tables, name)
     own = decode(table, WrittenTable, file=file, key=place.key)
@@ -213,11 +220,13 @@ def _assemble(folder: _Folder, name: str, above: tuple[Place, ...]) -> Assembled
                 key=f"{place.key}.remove",
             )
         return alone
-    base = _base(folder, own.extends, place, above)
+    base = _base(folder, own.extends, place, above, read)
     return _joined(base, alone, own)
 
 
-def _base(folder: _Folder, extends: str, place: Place, above: tuple[Place, ...]) -> Assembled:
+def _base(
+    folder: _Folder, extends: str, place: Place, above: tuple[Place, ...], read: Read
+) -> Assembled:
     key = f"{place.key}.extends"
     other, _, name = extends.partition("#")
     if other:
@@ -225,7 +234,7 @@ def _base(folder: _Folder, extends: str, place: Place, above: tuple[Place, ...])
             raise ConfigError("a path can't hold a NUL character.", file=folder.file, key=key)
         path = str(Path(folder.file).parent / other)
         try:
-            folder = _folder(path, tomlfile.read(path))
+            folder = _folder(path, read(path))
         except ConfigError as error:
             if error.key is None and "can't be read" in error.problem:
                 raise ConfigError(
@@ -261,7 +270,7 @@ def _base(folder: _Folder, extends: str, place: Place, above: tuple[Place, ...])
             key=key,
         )
     try:
-        return _assemble(folder, name, passed)
+        return _assemble(folder, name, passed, read)
     except ConfigError as error:
         if error.key == "policies" and name != _MAIN and error.file == folder.file:
             raise ConfigError(error.problem, file=place.file, key=key) from None

@@ -66,21 +66,21 @@ def written(table: Mapping[str, Any], prefix: str = "") -> str:
         if isinstance(value, Mapping) and not _small(value):
             after.append(f"\n[{full}]\n{written(value, full)}")
         elif _is_tables(value):
-            after += [f"\n[[{full}]]\n{_flat(row)}" for row in value]
+            after += [f"\n[[{full}]]\n{flat(row)}" for row in value]
         else:
             lines.append(f"{_key(key)} = {_value(value)}\n")
     return "".join((*lines, *after))
 
 
-def _flat(table: Mapping[str, Any]) -> str:
+def flat(table: Mapping[str, Any]) -> str:
     """Return a table's keys a line each, tables in it in one line: it stays in one piece."""
     return "".join(f"{_key(k)} = {_value(v)}\n" for k, v in table.items() if v is not None)
 
 
 def _small(table: Mapping[str, Any]) -> bool:
-    flat = all(not isinstance(each, Mapping | Sequence) or isinstance(each, str)
+    simple = all(not isinstance(each, Mapping | Sequence) or isinstance(each, str)
                for each in table.values())  # fmt: skip
-    return flat and len(_value(table)) < _WIDTH // 2
+    return simple and len(_value(table)) < _WIDTH // 2
 
 
 def _is_tables(value: Any) -> bool:
