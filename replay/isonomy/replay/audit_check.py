@@ -206,11 +206,10 @@ class AuditCheck(Audited):
             content: body for content, body in found if -content // packing.PLACES not in damaged
         }
         self.rows += len(stored)
-        for content in sorted(stored.keys() | expected.keys(), reverse=True):
-            each, name = expected.get(content, (None, ""))
-            if each is None:
-                self._find("it has content of a record that the journal lacks")
-            elif stored.get(content) != each.payloads[name]:
+        for _ in stored.keys() - expected.keys():
+            self._find("it has content of a record that the journal lacks")
+        for content, (each, name) in sorted(expected.items(), reverse=True):
+            if stored.get(content) != each.payloads[name]:
                 self._find(
                     f"payload {name} differs from the journal's", each.raw.sequence, each.call_id
                 )

@@ -144,16 +144,16 @@ def _read_batch(
         yield from _read_version_1(connection, which, parameters)
         return
     rows = [
-        (*row, packing.unpacked(payloads))
-        for *row, payloads in connection.execute(
+        (row[:5], packing.unpacked(row[5]))
+        for row in connection.execute(
             "SELECT sequence, call_id, kind, leaf, leaf_hash, payloads FROM records"
             f" WHERE sequence {which} ORDER BY sequence",
             parameters,
         )
     ]
-    wanted = {body for *_, kept in rows for _, body in kept or () if isinstance(body, int)}
+    wanted = {body for _, kept in rows for _, body in kept or () if isinstance(body, int)}
     known = _contents(connection, sorted(wanted))
-    for *row, kept in rows:
+    for row, kept in rows:
         payloads: list[RawPayload] | None = None
         if kept is not None:
             payloads = [
@@ -162,7 +162,8 @@ def _read_batch(
                 else RawPayload(position, packing.number(row[0], position), salt, None, None, body)
                 for position, (salt, body) in enumerate(kept)
             ]
-        yield RawRecord(*row, payloads)
+        sequence, call_id, kind, leaf, hash_ = row
+        yield RawRecord(sequence, call_id, kind, leaf, hash_, payloads)
 
 
 def _contents(connection: sqlite3.Connection, wanted: list[int]) -> dict[int, tuple[Any, Any, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from .stored import StoredCall, StoredRecord
 if TYPE_CHECKING:
     import duckdb
 
+    from .checkpoints import Checked
     from .ingest import Ingested
     from .projection import Projection
     from .query import Parameters, Source
@@ -158,15 +159,21 @@ class ReplayLog:
 
         return refresh(self._directory.path, rebuild=rebuild)
 
-    def verify(self, *, progress: Callable[[int, int], None] | None = None) -> Report:
+    def verify(
+        self,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        checkpoints: Sequence[Checked] = (),
+    ) -> Report:
         """Check the whole log against its own hashes; see `isonomy.replay.verification`.
 
         Args:
             progress: called with the number of records checked and of all.
+            checkpoints: kept outside the log; see `isonomy.replay.checkpoints.open_checkpoint`.
         """
         from .verification import verify
 
-        return verify(self._directory, progress=progress)
+        return verify(self._directory, progress=progress, checkpoints=checkpoints)
 
     def _source(self) -> tuple[Source, Projection, dict[int, bytes]]:
         from .ingest import projected

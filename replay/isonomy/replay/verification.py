@@ -7,24 +7,30 @@ hashed bytes the rows of every view are derived again and compared with what `au
 Every finding names the file, and the record and call where it has one.
 
 What can't be shown from inside: that nobody rewrote the whole log, or cut its end from every file.
-The report says so.
+A checkpoint that was kept outside shows it (see `checkpoints`); without one the report says so.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from isonomy.sdk.errors import LogError
+from isonomy.sdk.records import Result, Segment
 
 from . import checking, database
 from .checking import Examined
 from .directory import JOURNAL, LEAVES, LogDirectory
 from .errors import DamagedLog
 from .leaves import LeavesFile
+
+if TYPE_CHECKING:
+    from .checkpoints import Checked
 
 END_UNPROVEN = (
     "The end is unproven: no checkpoint kept outside the log was given, so a log that was "
@@ -67,6 +73,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         rows: how many rows were compared.
         findings: what is damaged; empty for an intact log.
         notes: what the verification could not or need not show.
+        proven: up to which record a checkpoint from outside the log proves it; 0 without one.
     """
 
     path: str
@@ -75,6 +82,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    proven: int = 0
 
     @property
     def intact(self) -> bool:
@@ -92,12 +100,19 @@ class Audited:
         """Take note that these were all."""
 
 
-def verify(directory: LogDirectory, *, progress: Progress | None = None) -> Report:
-    """Check the log in `directory`; damage is reported, never raised."""
+def verify(
+    directory: LogDirectory,
+    *,
+    progress: Progress | None = None,
+    checkpoints: Sequence[Checked] = (),
+) -> Report:
+    """Check the log in `directory`; damage is reported, never raised.
+
+    `checkpoints` were kept outside the log, and signed by keys that the caller trusts.
+    """
     from .audit_check import AuditCheck
 
     findings: list[Finding] = []
-    notes = [END_UNPROVEN]
     # The published file first, then `leaves`, then the journal: each knows at least what the one
     # before it knew, so a log that is being written to stays free of false alarms.
     audited = AuditCheck(directory, findings)
@@ -105,6 +120,13 @@ def verify(directory: LogDirectory, *, progress: Progress | None = None) -> Repo
         records = verify_journal(directory, findings, audited=audited, progress=progress)
     finally:
         audited.close()
+    proven = _compare(directory, checkpoints, findings) if checkpoints else 0
+    notes = [END_UNPROVEN]
+    if proven:
+        notes = [
+            f"Up to record {proven} the log is the one that was signed; what lies beyond is "
+            "unproven."
+        ]
     if not audited.present:
         notes.append(
             "There is no audit.duckdb yet; the first `isonomy sql` on a long log makes it."
@@ -116,7 +138,25 @@ def verify(directory: LogDirectory, *, progress: Progress | None = None) -> Repo
         rows=audited.rows,
         findings=tuple(findings),
         notes=tuple(notes),
+        proven=proven,
     )
+
+
+def _compare(
+    directory: LogDirectory, checkpoints: Sequence[Checked], findings: list[Finding]
+) -> int:
+    """Compare the journal with checkpoints; return up to which record they prove it."""
+    from .checkpoints import compare
+
+    try:
+        with closing(database.connect(directory, writable=False)) as journal:
+            log_id = database.check(journal, directory, writing=False)["log"]
+            journal.execute("BEGIN")
+            problems, proven = compare(journal, directory, log_id, checkpoints)
+    except (*database.FAILURES, LogError):
+        problems, proven = ["the checkpoints can't be compared with it"], 0
+    findings.extend(Finding(file=JOURNAL, problem=problem) for problem in problems)
+    return proven
 
 
 def verify_journal(
@@ -179,6 +219,7 @@ class _JournalCheck:
         self.findings = findings
         self.count = 0
         self.last = 0
+        self.segments: dict[str, int] = {}  # of calls without a result so far: how many left
         self.version = database.SCHEMA
         self.used: set[int] = set()
         self.hidden = False  # whether some record does not say what it uses
@@ -307,12 +348,29 @@ class _JournalCheck:
         self.last = max(self.last, sequence)
         for problem in examined.problems:
             self.find(problem, sequence=sequence, call_id=examined.call_id)
+        self.segment(examined)
         self.hidden = self.hidden or examined.raw.payloads is None
         self.used.update(
             payload.content
             for payload in examined.raw.payloads or ()
             if isinstance(payload.content, int) and payload.content > 0
         )
+
+    def segment(self, examined: Examined) -> None:
+        """Check that what left as a stream is numbered without a gap."""
+        record = examined.record
+        if isinstance(record, Result):
+            self.segments.pop(record.call_id, None)
+        if not isinstance(record, Segment):
+            return
+        expected = self.segments.get(record.call_id, 0)
+        if record.number != expected:
+            self.find(
+                f"it is segment {record.number} of its call, and number {expected} should follow",
+                sequence=examined.raw.sequence,
+                call_id=record.call_id,
+            )
+        self.segments[record.call_id] = record.number + 1
 
     def missing(self, first: int, last: int, why: str) -> None:
         which = f"record {first} is" if first == last else f"records {first} to {last} are"
@@ -354,15 +412,23 @@ class _JournalCheck:
             " GROUP BY call_id, kind HAVING count(*) > 1"
         ):
             self.find(f"its call has more than one {kind}", sequence=last, call_id=str(call_id))
+        for sequence, call_id, kind in ask(
+            "SELECT sequence, call_id, kind FROM records r WHERE kind IN ('segment', 'result') AND "
+            "NOT EXISTS (SELECT 1 FROM records i WHERE i.call_id = r.call_id AND i.kind = 'intent'"
+            " AND i.sequence < r.sequence)"
+        ):
+            self.find(
+                f"it is a {kind} without an intent before it",
+                sequence=sequence,
+                call_id=str(call_id),
+            )
         for sequence, call_id in ask(
-            "SELECT sequence, call_id FROM records r WHERE kind = 'result' AND NOT EXISTS (SELECT "
-            "1 FROM records i WHERE i.call_id = r.call_id AND i.kind = 'intent' AND i.sequence < "
+            "SELECT sequence, call_id FROM records r WHERE kind = 'segment' AND EXISTS (SELECT 1 "
+            "FROM records e WHERE e.call_id = r.call_id AND e.kind = 'result' AND e.sequence < "
             "r.sequence)"
         ):
             self.find(
-                "it is a result without an intent before it",
-                sequence=sequence,
-                call_id=str(call_id),
+                "it is a segment after its call's result", sequence=sequence, call_id=str(call_id)
             )
         if self.version == 1:
             for (sequence,) in ask(

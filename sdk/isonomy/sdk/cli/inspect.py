@@ -1,34 +1,20 @@
-"""``isonomy sql`` and ``isonomy log``: questions to the log."""
+"""``isonomy sql``: questions to the log."""
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .output import (
-    json_option,
-    log_directory,
-    log_option,
-    unique,
-    write_json,
-    write_lines,
-    write_table,
-)
+from .output import json_option, log_directory, log_option, unique, write_json, write_table
 
 if TYPE_CHECKING:
     from isonomy.replay import ReplayLog
 
 _T = TypeVar("_T")
-
-_RECENT = """
-select call_id, started_at, status, verdict, model, input_text, output_text
-from calls order by sequence desc limit ?
-"""
 
 
 @click.command("sql")
@@ -58,7 +44,7 @@ def sql_command(query: str, log: str | None, as_json: bool) -> None:
     from isonomy.replay import ReplayLog
 
     with ReplayLog(log_directory(log)) as replay_log:
-        columns, rows = _asked(replay_log, query)
+        columns, rows = asked(replay_log, query)
     if as_json:
         names = unique(columns)
         write_json([dict(zip(names, row, strict=True)) for row in rows])
@@ -66,36 +52,10 @@ def sql_command(query: str, log: str | None, as_json: bool) -> None:
     write_table(columns, rows)
 
 
-@click.command("log")
-@log_option
-@click.option("-n", "count", type=click.IntRange(1), default=20, help="How many calls.")
-@json_option
-def log_command(log: str | None, count: int, as_json: bool) -> None:
-    """List recent calls, newest first, a line each."""
-    from isonomy.replay import ReplayLog
-
-    with ReplayLog(log_directory(log)) as replay_log:
-        columns, rows = _asked(replay_log, _RECENT, [count])
-    if as_json:
-        write_json([dict(zip(columns, row, strict=True)) for row in rows])
-        return
-    if sys.stdout.isatty():
-        write_lines(
-            ["call", "started (UTC)", "verdict", "input", "output"],
-            [
-                [call_id, str(started)[:19], verdict or status, _clip(said), _clip(answer)]
-                for call_id, started, status, verdict, _, said, answer in rows
-            ],
-            whole=3,
-        )
-        return
-    short = [[*row[:5], *(_clip(cell) for cell in row[5:])] for row in rows]
-    write_table(["call", "started (UTC)", "status", "verdict", "model", "input", "output"], short)
-
-
-def _asked(
+def asked(
     replay_log: ReplayLog, query: str, params: list[Any] | None = None
 ) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Return columns and rows of a query's answer."""
     import duckdb
 
     from isonomy.replay.query import failed
@@ -136,8 +96,3 @@ def _interruptible(ask: Callable[[], _T]) -> _T:
     if failures:
         raise failures[0]
     return answers[0]
-
-
-def _clip(text: str | None, width: int = 48) -> str:
-    text = " ".join((text or "").split())
-    return text if len(text) <= width else text[: width - 1] + "…"
