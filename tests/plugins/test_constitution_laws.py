@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,44 @@ def test_the_record_holds_the_laws(write: Write) -> None:
     after = Policy([Constitution(file=str(file))])
     assert before.digest != after.digest
     assert before.identities[0].settings != after.identities[0].settings
+
+
+@pytest.mark.parametrize("settings", ['name = "asimov"', 'file = "laws.toml"\nthreshold = 0.7'])
+def test_a_replay_needs_no_file(
+    write: Write, settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is found beside the policy; the recorded policy has the laws in its place."""
+    laws = write(GOOD)
+    monkeypatch.chdir("/")
+    recorded = load(write(POLICY.format(settings), "isonomy.toml")).policy
+    laws.unlink()
+    again = Policy.from_table(msgspec.json.decode(recorded.written))
+    assert again.digest == recorded.digest
+    assert again.identities == recorded.identities
+    assert str(tmp_path).encode() not in recorded.written
+    (check,) = again.checks
+    assert len(check.plugin.principles) == (4 if "asimov" in settings else 2)
+    assert check.plugin.principles[0].text.encode()[:40] in recorded.written
+
+
+def test_laws_and_values_from_the_environment(write: Write) -> None:
+    write(GOOD)
+    text = POLICY.format('file = "laws.toml"\nbackend = "${JUDGE}"')
+    file = write('[environment]\nallow = ["JUDGE"]\n' + text, "isonomy.toml")
+    environ = {"JUDGE": "judge-17", "ISONOMY_POLICY_KEY": "0123456789abcdef" * 4}
+    recorded = load(file, environ=environ).policy
+    assert b"Never say boom." in recorded.written
+    assert b"judge-17" not in recorded.written
+    again = Policy.from_table(msgspec.json.decode(recorded.written), environ=environ)
+    assert again.identities == recorded.identities
+    assert again.checks[0].plugin.backend == "judge-17"
+
+
+def test_the_readme_has_working_files(write: Write) -> None:
+    readme = Path(__file__).parents[2].joinpath("plugins", "README.md").read_text("utf-8")
+    section = readme.split("\n## constitution\n")[1].split("\n## ")[0]
+    policy, clinic = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    constitution = Constitution(file=str(write(clinic)))
+    assert [p.id for p in constitution.principles] == ["no-diagnosis", "plain-words"]
+    (one,) = load(write(policy, "isonomy.toml")).policy.checks
+    assert (one.plugin.name, one.plugin.on_breach, one.timeout) == ("asimov", "ask_human", 120)

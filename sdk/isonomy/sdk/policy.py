@@ -9,7 +9,7 @@ its qualified name and can be asked again only by that application.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -204,7 +204,8 @@ class Policy:
         """Build a policy from a ``[policy]`` table.
 
         Args:
-            table: the decoded table; it is recorded as it is.
+            table: the decoded table; it is recorded as it is, apart from what its checks refer to
+                outside of it, which is recorded in its place.
             file: shown in errors.
             trusted: packages whose entry points may be imported; all, unless given.
             environ: where the values come from that the table takes from the environment (see
@@ -226,7 +227,8 @@ class Policy:
             _check_from(row, registry, file=file, key=f"policy.checks[{index}]")
             for index, row in enumerate(settings.checks)
         ]
-        if filled is not table:
+        table = _in_full(table, checks)
+        if "environment" in table:
             for check, row in zip(checks, table["checks"] if checks else (), strict=True):
                 check.written = _settings_in(row) if interpolation.any_in(row) else None
         _require_checks_at(settings.stages, checks, file=file)
@@ -305,6 +307,23 @@ class Policy:
             code_partial=partial,
             kind="plugin" if check.named else "callable",
         )
+
+
+def _in_full(table: Mapping[str, Any], checks: Sequence[Check]) -> Mapping[str, Any]:
+    """Return a policy's table with what its checks refer to in its place.
+
+    A plugin whose settings name something outside of the policy (a file) has a method
+    ``in_full(settings)``, which returns them with what it read there instead: the record then says
+    what the policy was, and a replay needs nothing else.
+    """
+    rows = list(table["checks"]) if checks else []
+    for index, check in enumerate(checks):
+        in_full = getattr(type(check.plugin), "in_full", None)
+        if in_full is not None:
+            terms = {key: value for key, value in rows[index].items() if key in TERMS}
+            rows[index] = {**terms, **in_full(check.plugin, _settings_in(rows[index]))}
+    changed = any(old is not new for old, new in zip(table.get("checks", ()), rows, strict=True))
+    return {**table, "checks": rows} if changed else table
 
 
 def _settings_in(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ How a policy and its base become one:
   one's place, whole; all others follow, in their order. ``remove`` takes checks of the base out. A
   check without an ``id`` of its own has its name (``use``), numbered from the second on.
 - ``plugins``: the base's, then the policy's.
+- a check's setting ``file`` is relative to the file in which the check is written.
 - every other key: the policy's, else the base's. A named policy without a ``name`` is named as its
   table.
 - A base may have a base, at most `DEEPEST` in a row; a circle is refused. Only policies are
@@ -210,6 +211,8 @@ def _assemble(folder: _Folder, name: str, above: tuple[Place, ...], read: Read) 
         {key: Place(file, f"{place.key}.{key}") for key in table},
         tuple(Place(file, f"{place.key}.checks[{i}]") for i in range(len(own.checks))),
     )
+    if own.checks:
+        alone.table["checks"] = [_placed(row, file) for row in own.checks]
     if name != _MAIN and "name" not in table:
         alone.table["name"] = name
     if own.extends is None:
@@ -222,6 +225,14 @@ def _assemble(folder: _Folder, name: str, above: tuple[Place, ...], read: Read) 
         return alone
     base = _base(folder, own.extends, place, above, read)
     return _joined(base, alone, own)
+
+
+def _placed(row: dict[str, Any], file: str) -> dict[str, Any]:
+    """Return a check's table with the file that it names found from where the table stands."""
+    named = row.get("file")
+    if not isinstance(named, str) or not named or named.startswith("${"):
+        return row
+    return {**row, "file": str(Path(file).parent / named)}
 
 
 def _base(

@@ -16,8 +16,8 @@ why. A judge that fails or writes nonsense is a failure of the check, which its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -54,8 +54,8 @@ class Constitution(_Named, frozen=True, kw_only=True, eq=False, forbid_unknown_f
     Attributes:
         name: a constitution that is shipped (``asimov``); with `file` or `principles`, what
             critiques call this one.
-        file: a TOML file of principles (see `isonomy.plugins.constitution.laws`), relative to the
-            working directory.
+        file: a TOML file of principles (see `isonomy.plugins.constitution.laws`); in a policy file
+            relative to that, in code to the working directory.
         principles: the principles themselves. What was named or read from a file stands here, too,
             so that the check's recorded settings hold the laws as they were.
         backend: the judge: one of `Guard(backends=...)` by name; the call's own backend unless
@@ -138,6 +138,12 @@ class Constitution(_Named, frozen=True, kw_only=True, eq=False, forbid_unknown_f
         """Return what critiques and verdicts call a principle: ``asimov/first``."""
         return f"{self.name}/{principle.id}"
 
+    def in_full(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings of a policy file as they are recorded: with the laws themselves."""
+        read = msgspec.to_builtins(self.principles, order="deterministic")
+        kept = {key: value for key, value in settings.items() if key != "file"}
+        return {**kept, "name": self.name, "principles": read}
+
     @hookimpl
     async def critique(
         self, candidate: Candidate, messages: tuple[Message, ...], ctx: Context
@@ -174,11 +180,11 @@ class Constitution(_Named, frozen=True, kw_only=True, eq=False, forbid_unknown_f
         text = generation.text.strip()
         if not text or text == candidate.text:
             return None
-        kept = (part for part in candidate.content if not isinstance(part, Text | Reasoning))
+        kept = [part for part in candidate.content if not isinstance(part, Text | Reasoning)]
         return Candidate(
             index=candidate.index,
             content=(Text(text), *kept),
-            finish_reason=generation.finish_reason,
+            finish_reason=candidate.finish_reason if kept else generation.finish_reason,
         )
 
     @hookimpl

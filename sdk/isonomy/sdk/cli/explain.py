@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from isonomy.replay import StoredCall
     from isonomy.replay.stored import StoredRecord
     from isonomy.sdk.events import Event
+    from isonomy.sdk.vocabulary import Ranking
 
 _T = TypeVar("_T")
 
@@ -124,6 +125,8 @@ def timeline(stored: StoredCall) -> Iterator[str]:
                 yield f"  to model  {_message(contents, number)}"
     for event in contents.events:
         yield f"  {event.sequence:>3}  {_tell(event)}"
+        for line in _more(event):
+            yield f"{'':<37}{line}"
     if output is not None:
         if output.error:
             yield f"  error  {output.error}"
@@ -167,8 +170,9 @@ def _clip(text: str, width: int = 400) -> str:
 def _tell(event: Event) -> str:
     from isonomy.sdk import events
 
+    shadow = "  [in shadow: changed nothing]" if getattr(event, "shadow", False) else ""
     place = f"{event.stage:<13} {event.check or '':<16}"
-    took = f"  [{getattr(event, 'duration_ns', 0) / 1e6:.2f} ms]"
+    took = f"  [{getattr(event, 'duration_ns', 0) / 1e6:.2f} ms]{shadow}"
     match event:
         case events.Judged(verdict=None):
             return f"{place} abstained on {event.target}{took}"
@@ -180,26 +184,64 @@ def _tell(event: Event) -> str:
             return f"{place} {what}: {event.error}: {event.message}{took}"
         case events.Unjudged():
             return f"{place} no check judged {event.target}: flagged"
+        case events.Decided():
+            who = f" by {event.by}" if event.by else ""
+            why = f": {event.reason}" if event.reason else ""
+            return f"{place} a person decided{who}: {event.decision} {event.target}{why}"
         case events.Effect():
             came = (
                 f"raised {event.error[0]}: {event.error[1]}" if event.error else f"{event.value!r}"
             )
             return f"{place} took {event.kind} {event.name!r}: {_clip(came, 120)}{took}"
         case events.Critiqued():
-            said = "; ".join(f"{c.principle} {c.score:g} {c.reason}" for c in event.critiques)
-            return f"{place} critique of {event.target}: {_clip(said)}{took}"
+            count = f"{len(event.critiques)} critique{'' if len(event.critiques) == 1 else 's'}"
+            return f"{place} {count} of {event.target}{took}"
         case events.Revised():
-            return f"{place} revised {event.target}: {_clip(event.text)}{took}"
+            return f"{place} revised {event.target}{took}"
         case events.Ranked():
-            return f"{place} ranked {event.ranking.order}{took}"
+            return f"{place} ranked {_order(event.ranking)}{took}"
         case events.Generated():
             g = event.generation
             tries = f", {len(g.attempts)} attempts" if len(g.attempts) > 1 else ""
             steps = f", {len(g.tokens.ids)} token steps" if g.tokens else ""
+            which = f" {event.candidate}" if event.purpose == "answer" and event.candidate else ""
             return (
-                f"{place} {event.purpose} of {g.model} ({g.finish_reason}{steps}{tries}): "
-                f"{_clip(g.text)}{took}"
+                f"{place} {event.purpose}{which} of {_who(event.backend, g.model)} "
+                f"({g.finish_reason}{steps}{tries}): {_clip(g.text)}{took}"
             )
+        case events.Scored(logprobs=None):
+            return f"{place} {_who(event.backend)} can't tell how likely labels are{took}"
+        case events.Scored(logprobs=logprobs) if logprobs is not None:
+            pairs = zip(event.labels, logprobs, strict=False)
+            told = ", ".join(f"{label!r} {value:.4g}" for label, value in pairs)
+            return f"{place} log-probabilities of {_who(event.backend)}: {told}{took}"
         case events.BackendFailed():
-            return f"{place} the model failed: {event.error}: {event.message}{took}"
+            who = _who(event.backend)
+            return f"{place} {who} failed: {event.error}: {event.message}{took}"
     return f"{place} {event.type}"
+
+
+def _more(event: Event) -> Iterator[str]:
+    """Yield what stands below the line of an event."""
+    from isonomy.sdk import events
+
+    match event:
+        case events.Critiqued():
+            width = max((len(critique.principle) for critique in event.critiques), default=0)
+            for critique in event.critiques:
+                why = f"  {_clip(critique.reason)}" if critique.reason else ""
+                yield f"{critique.score:.2f}  {critique.principle:<{width}}{why}"
+        case events.Revised():
+            yield f"now: {_clip(event.text)}"
+
+
+def _who(backend: str | None, model: str = "") -> str:
+    if backend is None:
+        return model or "the model"
+    return f"{backend} ({model})" if model else backend
+
+
+def _order(ranking: Ranking) -> str:
+    scores = [f" ({score:.4g})" for score in ranking.scores] or [""] * len(ranking.order)
+    places = zip(ranking.order, scores, strict=False)
+    return ", then ".join(f"candidate/{index}{score}" for index, score in places)
