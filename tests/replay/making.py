@@ -18,6 +18,7 @@ from isonomy.sdk.records import (
     Payload,
     RequestContent,
     Result,
+    Segment,
     header_of,
 )
 from isonomy.sdk.vocabulary import (
@@ -84,6 +85,8 @@ def intent(
     session: str = "session-1",
     identity: Identity = IDENTITY,
     events: tuple[ev.Event, ...] | None = None,
+    operation: str = "chat",
+    resumes: str | None = None,
 ) -> Entry:
     message = Message.of("user", text)
     if events is None:
@@ -107,7 +110,8 @@ def intent(
             monotonic_ns=at * 1_000_000_000,
             host="host-a",
             process=4711,
-            operation="chat",
+            operation=operation,
+            resumes=resumes,
             actor="ada",
             trace_id="0af7651916cd43dd8448eb211c80319c",
             parent_id=None,
@@ -173,6 +177,8 @@ def result(
     session: str = "session-1",
     blocked: bool = False,
     remote: bool = False,
+    first_released_ns: int | None = None,
+    token: str | None = None,
 ) -> Entry:
     text = "".join(texts)
     answer = generated(texts, remote=remote)
@@ -205,6 +211,8 @@ def result(
             usage=Usage(12, len(texts)),
             rounds=1,
             duration_ns=123_456_789,
+            first_released_ns=first_released_ns,
+            token=token,
             events=tuple(header_of(event) for event in events),
         ),
         (
@@ -219,6 +227,27 @@ def result(
             ),
         ),
     )
+
+
+def segments(call_id: str, pieces: list[str], *, session: str = "session-1") -> list[Entry]:
+    """The records of pieces that leave as a stream."""
+    return [
+        Entry(
+            Segment(
+                call_id=call_id,
+                session=session,
+                subject=session,
+                wall_ns=START + number,
+                monotonic_ns=number,
+                host="host-a",
+                process=4711,
+                number=number,
+                start=len("".join(pieces[:number])),
+            ),
+            (Payload("text", canonical(piece)),),
+        )
+        for number, piece in enumerate(pieces)
+    ]
 
 
 def opening(call_id: str, *, at: int = 0, session: str = "session-1") -> Entry:
@@ -303,6 +332,46 @@ def every_event() -> tuple[ev.Event, ...]:
             candidate=0,
             error="RemoteError",
             message="503",
+            attempts=(
+                Attempt(
+                    number=1,
+                    outcome="overloaded",
+                    status=429,
+                    error="busy",
+                    duration_ns=7,
+                    wait_ns=9,
+                ),
+                Attempt(number=1, outcome="failed", status=503, error="é", backend="second"),
+            ),
+            backend="judge",
+        ),
+        ev.Decided(
+            sequence=10,
+            stage="post_validate",
+            target="candidate/0",
+            decision="edit",
+            before=digest,
+            after=digest,
+            by="grace",
+            reason="better so",
+        ),
+        ev.Scored(
+            sequence=11,
+            stage="critique",
+            check="asimov",
+            messages=(0,),
+            labels=("yes", "no"),
+            logprobs=(-0.25, -1.5),
+            backend="judge",
+        ),
+        ev.Judged(
+            sequence=12,
+            stage="post_validate",
+            check="privacy",
+            target="candidate/0",
+            verdict=Block(reason="on trial"),
+            before=digest,
+            shadow=True,
         ),
     )
 

@@ -35,7 +35,17 @@ def log(request: pytest.FixtureRequest, journal: JournalLog) -> ReplayLog:
         making.call("call-finished", "hello", ["a", "b"]),
         making.call("call-blocked", "hello", ["c"], blocked=True, session="session-2", at=60),
         [making.opening("call-opened", at=120), making.intent("call-intended", "x", at=180)],
-        [making.intent("call-events", "y", at=240, events=making.every_event())],
+        [
+            making.intent(
+                "call-events",
+                "y",
+                at=240,
+                events=making.every_event(),
+                operation="stream",
+                resumes="call-blocked",
+            ),
+            *making.segments("call-events", ["hé", "llo"]),
+        ],
     ]
     log = ReplayLog(journal.path)
     for at, entries in enumerate(calls):
@@ -96,9 +106,55 @@ def test_decisions(log: ReplayLog) -> None:
         ("secrets", "patterns", "pre_filter", "flag", "odd", 0.5, None, None, 0.0, []),
         ("privacy", "pii", "pre_filter", None, None, None, None, None, 0.0, None),
         ("privacy", "pii", "pre_filter", "flag", None, None, "timeout", "TimeoutError", 1e4, None),
+        ("privacy", "pii", "post_validate", "block", "on trial", None, None, None, 0.0, []),
     ]
-    blocks = "select plugin, count(*) from decisions where verdict = 'block' group by all"
+    blocks = (
+        "select plugin, count(*) from decisions where verdict = 'block' and not shadow group by all"
+    )
     assert log.sql(blocks).fetchall() == [("pii", 1)]
+
+
+def test_segments(log: ReplayLog) -> None:
+    rows = log.sql("select call_id, number, start, text from segments order by record").fetchall()
+    assert rows == [("call-events", 0, 0, "hé"), ("call-events", 1, 2, "llo")]
+    shown = log.sql("select operation, resumes, segments, status from calls where segments > 0")
+    assert shown.fetchall() == [("stream", "call-blocked", 2, "unfinished")]
+
+
+def test_a_stream_s_first_segment_and_a_token(journal: JournalLog) -> None:
+    journal.append(
+        [
+            making.intent("call", "x"),
+            making.result("call", ["a"], first_released_ns=1_500_000, token="sha256:00"),
+        ]
+    )
+    with ReplayLog(journal.path) as log:
+        found = log.sql("select first_released_ms, token from calls").fetchall()
+    assert found == [(1.5, "sha256:00")]
+
+
+def test_attempts(log: ReplayLog) -> None:
+    rows = log.sql(
+        "select call_id, sequence, position, number, backend, provider, outcome, status, error, "
+        "duration_ms, wait_ms from attempts order by record, sequence, position"
+    ).fetchall()
+    failed = ("call-events", 9)
+    assert rows == [
+        (*failed, 0, 1, None, "local", "overloaded", 429, "busy", 7e-6, 9e-6),
+        (*failed, 1, 1, "second", "local", "failed", 503, "é", 0.0, 0.0),
+    ]
+
+
+def test_decided_and_scored_events(log: ReplayLog) -> None:
+    rows = log.sql(
+        "select type, check_id, decision, decided_by, reason, labels, backend from events"
+        " where type in ('decided', 'scored', 'backend_failed') order by sequence"
+    ).fetchall()
+    assert rows == [
+        ("backend_failed", None, None, None, None, None, "judge"),
+        ("decided", None, "edit", "grace", "better so", None, None),
+        ("scored", "asimov", None, None, None, ["yes", "no"], "judge"),
+    ]
 
 
 def test_events_are_shown_as_hashed(log: ReplayLog) -> None:

@@ -17,6 +17,7 @@ from tests.replay import making
 from isonomy.replay import (
     DamagedLog,
     Finding,
+    JournalLog,
     ReplayLog,
     checking,
     database,
@@ -404,8 +405,9 @@ OTHER: dict[str, Callable[[str], str]] = {
 }
 
 
-def test_every_typed_column_is_compared(filled: ReplayLog, path: Path) -> None:
+def test_every_typed_column_is_compared(filled: ReplayLog, journal: JournalLog, path: Path) -> None:
     """Every column in turn; the n-th of every table at the same time, for speed."""
+    journal.append(making.segments("call-intended", ["hé", "llo"]))
     ingest(path)
     published = (path / "audit.duckdb").read_bytes()
     tables = {table: columns for table, columns in TABLES.items() if table != "damaged"}
@@ -424,6 +426,37 @@ def test_every_typed_column_is_compared(filled: ReplayLog, path: Path) -> None:
         assert {f.file for f in findings} == {"audit.duckdb"}
         for table in altered:
             assert any(f"rows in {table} " in f.problem for f in findings), (table, at)
+
+
+def test_a_call_that_was_killed_in_mid_stream(
+    filled: ReplayLog, journal: JournalLog, path: Path
+) -> None:
+    journal.append(making.segments("call-intended", ["hé", "llo"]))
+    assert filled.verify().findings == ()
+    call = filled.call("call-intended")
+    assert call.status == "unfinished"
+    assert [(record.number, record.start, text) for record, text in call.segments] == [
+        (0, 0, "hé"),
+        (1, 2, "llo"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("call_id", "left_out", "problem"),
+    [
+        ("call-intended", 0, "it is segment 1 of its call, and number 0 should follow"),
+        ("call-opened", None, "it is a segment without an intent before it"),
+        ("call-finished", None, "it is a segment after its call's result"),
+    ],
+)
+def test_segments_that_do_not_belong(
+    filled: ReplayLog, journal: JournalLog, call_id: str, left_out: int | None, problem: str
+) -> None:
+    segments = making.segments(call_id, ["hé", "llo"])
+    journal.append([entry for at, entry in enumerate(segments) if at != left_out])
+    found = filled.verify().findings
+    assert problem in [finding.problem for finding in found]
+    assert {finding.call_id for finding in found} == {call_id}
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from .views import COMMENTS, VIEWS
 if TYPE_CHECKING:
     import duckdb
 
-AUDIT_SCHEMA: Final = 1
+AUDIT_SCHEMA: Final = 2
 """Version of tables and views; a log of another version is rebuilt from the journal."""
 
 ALL_TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {**TABLES, "contents": CONTENTS}

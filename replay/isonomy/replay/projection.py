@@ -17,15 +17,17 @@ from blake3 import blake3
 from isonomy.sdk.canonical import canonical
 from isonomy.sdk.events import (
     BackendFailed,
+    Decided,
     Effect,
     Event,
     Failed,
     Generated,
     Judged,
+    Scored,
     Unjudged,
 )
-from isonomy.sdk.generation import Generation, TokenTrace
-from isonomy.sdk.records import Intent, Opening, Output, RequestContent, Result
+from isonomy.sdk.generation import Attempt, Generation, TokenTrace
+from isonomy.sdk.records import Intent, Opening, Output, RequestContent, Result, Segment
 from isonomy.sdk.vocabulary import Message
 
 from .checking import Examined
@@ -67,6 +69,7 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("subject", "VARCHAR"),
         ("actor", "VARCHAR"),
         ("operation", "VARCHAR"),
+        ("resumes", "VARCHAR"),
         ("trace_id", "VARCHAR"),
         ("parent_id", "VARCHAR"),
         ("tags", "VARCHAR"),
@@ -83,6 +86,7 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("numerics_version", "VARCHAR"),
         ("policy_name", "VARCHAR"),
         ("policy_digest", "VARCHAR"),
+        ("backends", "VARCHAR"),
         ("versions", "VARCHAR"),
         ("input", "VARCHAR"),
     ),
@@ -110,12 +114,22 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("output_tokens", "BIGINT"),
         ("rounds", "BIGINT"),
         ("duration_ns", "BIGINT"),
+        ("first_released_ns", "BIGINT"),
+        ("token", "VARCHAR"),
         ("error", "VARCHAR"),
         ("error_message", "VARCHAR"),
         ("output", "VARCHAR"),
         ("refusal", "BOOLEAN"),
         ("decided_by", "VARCHAR"),
         ("reason", "VARCHAR"),
+    ),
+    "segments": (
+        ("record", "BIGINT"),
+        ("call_id", "VARCHAR"),
+        ("wall_ns", "BIGINT"),
+        ("number", "BIGINT"),
+        ("start", "BIGINT"),
+        ("text", "VARCHAR"),
     ),
     "events": (
         ("record", "BIGINT"),
@@ -127,12 +141,16 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("target", "VARCHAR"),
         ("round", "BIGINT"),
         ("verdict", "VARCHAR"),
+        ("shadow", "BOOLEAN"),
         ("reason", "VARCHAR"),
         ("score", "DOUBLE"),
         ("labels", "VARCHAR[]"),
         ("before", "VARCHAR"),
         ("after", "VARCHAR"),
         ("name", "VARCHAR"),
+        ("decision", "VARCHAR"),
+        ("decided_by", "VARCHAR"),
+        ("backend", "VARCHAR"),
         ("failure", "VARCHAR"),
         ("error", "VARCHAR"),
         ("error_message", "VARCHAR"),
@@ -146,7 +164,9 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("purpose", "VARCHAR"),
         ("candidate", "BIGINT"),
         ("round", "BIGINT"),
+        ("backend", "VARCHAR"),
         ("model", "VARCHAR"),
+        ("response_format", "VARCHAR"),
         ("temperature", "DOUBLE"),
         ("top_p", "DOUBLE"),
         ("top_k", "BIGINT"),
@@ -170,6 +190,19 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("token_logprobs", "FLOAT[]"),
         ("token_digests", "BLOB"),
         ("token_chains", "BLOB"),
+    ),
+    "attempts": (
+        ("record", "BIGINT"),
+        ("call_id", "VARCHAR"),
+        ("sequence", "BIGINT"),
+        ("position", "INTEGER"),
+        ("number", "BIGINT"),
+        ("backend", "VARCHAR"),
+        ("outcome", "VARCHAR"),
+        ("status", "BIGINT"),
+        ("error", "VARCHAR"),
+        ("duration_ns", "BIGINT"),
+        ("wait_ns", "BIGINT"),
     ),
     "damaged": (
         ("record", "BIGINT"),
@@ -222,6 +255,17 @@ def project(examined: Examined, rows: Projection) -> None:
             )
         case Intent():
             _intent(number, record, examined.payloads, rows)
+        case Segment():
+            rows["segments"].append(
+                (
+                    number,
+                    call,
+                    _big(record.wall_ns),
+                    _big(record.number),
+                    _big(record.start),
+                    _decode(examined.payloads.get("text"), str),
+                )
+            )
         case Result():
             _result(number, record, examined.payloads, rows)
     body = examined.payloads.get("events")
@@ -230,6 +274,9 @@ def project(examined: Examined, rows: Projection) -> None:
         rows["events"].append(_event(number, call, event, bytes(text).decode()))
         if isinstance(event, Generated):
             rows["generations"].append(_generation(number, call, event))
+            _attempts(number, call, event, event.generation.attempts, rows)
+        elif isinstance(event, BackendFailed):
+            _attempts(number, call, event, event.attempts, rows)
 
 
 def chain_of(digests: bytes) -> list[bytes]:
@@ -254,6 +301,7 @@ def _intent(number: int, record: Intent, payloads: dict[str, bytes], rows: Proje
             record.subject,
             record.actor,
             record.operation,
+            record.resumes,
             record.trace_id,
             record.parent_id,
             _json(record.tags),
@@ -270,6 +318,7 @@ def _intent(number: int, record: Intent, payloads: dict[str, bytes], rows: Proje
             None if version is None else str(version),
             record.policy_name,
             record.policy_digest,
+            _json(record.backends),
             _json(record.versions),
             _input(payloads),
         )
@@ -316,6 +365,8 @@ def _result(number: int, record: Result, payloads: dict[str, bytes], rows: Proje
             _big(record.usage.output_tokens),
             _big(record.rounds),
             _big(record.duration_ns),
+            _big(record.first_released_ns),
+            record.token,
             record.error,
             output.error,
             output.text,
@@ -328,6 +379,7 @@ def _result(number: int, record: Result, payloads: dict[str, bytes], rows: Proje
 
 def _event(number: int, call: str, event: Event, text: str) -> Row:
     verdict = reason = score = failure = error = message = None
+    decision = by = None
     labels: list[str] | None = None
     match event:
         case Judged() if event.verdict is not None:
@@ -344,6 +396,10 @@ def _event(number: int, call: str, event: Event, text: str) -> Row:
             error, message = event.error
         case BackendFailed():
             error, message = event.error, event.message
+        case Decided():
+            decision, by, reason = event.decision, event.by, event.reason
+        case Scored():
+            labels = list(event.labels)
     return (
         number,
         call,
@@ -354,12 +410,16 @@ def _event(number: int, call: str, event: Event, text: str) -> Row:
         getattr(event, "target", None),
         _big(event.round),
         verdict,
+        getattr(event, "shadow", None),
         reason,
         score,
         labels,
         getattr(event, "before", None),
         getattr(event, "after", None),
         event.name if isinstance(event, Effect) else None,
+        decision,
+        by,
+        getattr(event, "backend", None),
         failure,
         error,
         message,
@@ -377,7 +437,9 @@ def _generation(number: int, call: str, event: Generated) -> Row:
         event.purpose,
         _big(event.candidate),
         _big(event.round),
+        event.backend,
         generation.model,
+        None if event.response_format is None else _json(event.response_format),
         sampling.temperature,
         sampling.top_p,
         _big(sampling.top_k),
@@ -396,6 +458,27 @@ def _generation(number: int, call: str, event: Generated) -> Row:
         len(generation.attempts),
         _big(event.duration_ns),
         *_tokens(generation),
+    )
+
+
+def _attempts(
+    number: int, call: str, event: Event, attempts: tuple[Attempt, ...], rows: Projection
+) -> None:
+    rows["attempts"].extend(
+        (
+            number,
+            call,
+            _big(event.sequence),
+            position,
+            _big(attempt.number),
+            attempt.backend,
+            attempt.outcome,
+            _big(attempt.status),
+            attempt.error,
+            _big(attempt.duration_ns),
+            _big(attempt.wait_ns),
+        )
+        for position, attempt in enumerate(attempts)
     )
 
 

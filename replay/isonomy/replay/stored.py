@@ -10,7 +10,15 @@ from typing import TypeVar
 import msgspec
 
 from isonomy.sdk.events import Event
-from isonomy.sdk.records import Intent, Opening, Output, Record, RequestContent, Result
+from isonomy.sdk.records import (
+    Intent,
+    Opening,
+    Output,
+    Record,
+    RequestContent,
+    Result,
+    Segment,
+)
 from isonomy.sdk.vocabulary import Message
 
 from .checking import Examined
@@ -139,6 +147,15 @@ class StoredCall(msgspec.Struct, frozen=True, kw_only=True):
         """What was released to the caller."""
         stored = self.result_record
         return stored.decode("output", Output) if stored else None
+
+    @property
+    def segments(self) -> tuple[tuple[Segment, str | None], ...]:
+        """What left as a stream, in order: each record with its text (`None` where missing)."""
+        return tuple(
+            (stored.record, stored.decode("text", str))
+            for stored in self.records
+            if isinstance(stored.record, Segment)
+        )
 
     @property
     def damage(self) -> tuple[str, ...]:

@@ -53,7 +53,12 @@ _DEFINITIONS: Final = {
                 "whose data the call holds: the unit of erasure",
             ),
             ("actor", "i.actor", "who asked, as the application named them"),
-            ("operation", "i.operation", "what was asked for, e.g. chat"),
+            ("operation", "i.operation", "how it was asked: chat, stream or resume"),
+            (
+                "resumes",
+                "i.resumes",
+                "the call that waited for a person, where this goes on with it",
+            ),
             ("provider", "i.provider", "backend that was asked, e.g. local, openai"),
             ("model", "i.model", "model that was asked for"),
             (
@@ -89,11 +94,28 @@ _DEFINITIONS: Final = {
             ("output_tokens", "r.output_tokens", "tokens the model gave, where known"),
             ("rounds", "r.rounds", "generations that the call took"),
             ("duration_ms", "r.duration_ns / 1e6", "duration of the whole call, milliseconds"),
+            (
+                "first_released_ms",
+                "r.first_released_ns / 1e6",
+                "of a stream: from the call's begin to its first segment, milliseconds",
+            ),
+            (
+                "segments",
+                "(SELECT count(*) FROM stored.segments s"
+                " WHERE s.call_id = coalesce(i.call_id, r.call_id, o.call_id))",
+                "pieces of the answer that left as a stream; see the view segments",
+            ),
+            (
+                "token",
+                "r.token",
+                "digest of the token by which a call that waits for a person is resumed",
+            ),
             ("trace_id", "i.trace_id", "W3C trace id"),
             ("parent_id", "i.parent_id", "W3C parent span id"),
             ("tags", "i.tags", "the application's tags, JSON object"),
             ("host", "coalesce(i.host, o.host)", "host that recorded the intent"),
             ("process", "coalesce(i.process, o.process)", "process id on that host"),
+            ("backends", "i.backends", "the guard's further backends by name, JSON object"),
             ("versions", "i.versions", "versions of what ran, JSON object"),
             (
                 "started_ns",
@@ -118,8 +140,8 @@ _DEFINITIONS: Final = {
             (
                 "type",
                 "e.type",
-                "judged, failed, unjudged, effect, critiqued, revised, ranked, generated, "
-                "backend_failed",
+                "judged, failed, unjudged, decided, effect, critiqued, revised, ranked, generated, "
+                "scored, backend_failed",
             ),
             ("stage", "e.stage", "where in the pipeline, e.g. pre_filter, generate, post_validate"),
             ("check_id", "e.check_id", "id of the check in its policy"),
@@ -127,12 +149,24 @@ _DEFINITIONS: Final = {
             ("target", "e.target", "what was judged: message/N, messages, candidate/N"),
             ("round", "e.round", "regeneration the event belongs to, from 0"),
             ("verdict", "e.verdict", "verdict, or what a failure became; NULL for an abstention"),
-            ("reason", "e.reason", "reason or feedback that came with the verdict"),
+            (
+                "shadow",
+                "e.shadow",
+                "whether the check is on trial: what it said changed nothing; NULL where no check",
+            ),
+            ("reason", "e.reason", "reason or feedback that came with the verdict or decision"),
             ("score", "e.score", "score that came with the verdict"),
-            ("labels", "e.labels", "labels that came with the verdict"),
+            ("labels", "e.labels", "labels that came with the verdict, or that were scored"),
             ("before", "e.before", "digest of what the check saw"),
             ("after", "e.after", "digest of what stood afterwards, if it was changed"),
             ("name", "e.name", "name of an effect"),
+            ("decision", "e.decision", "what a person decided: approve, edit, reject"),
+            ("decided_by", "e.decided_by", "who decided, as the application named them"),
+            (
+                "backend",
+                "e.backend",
+                "which of the guard's further backends was asked; NULL for the call's own",
+            ),
             ("failure", "e.failure", "how a check failed: error, timeout, invalid"),
             ("error", "e.error", "type of the error"),
             ("error_message", "e.error_message", "message of the error"),
@@ -163,6 +197,11 @@ _DEFINITIONS: Final = {
                 "e.verdict",
                 "allow, flag, replace, retry, ask_human, block; of a failure what it became; NULL "
                 "for an abstention",
+            ),
+            (
+                "shadow",
+                "e.shadow",
+                "whether the check is on trial: its verdict was recorded and changed nothing",
             ),
             ("reason", "e.reason", "reason or feedback given"),
             ("score", "e.score", "score given"),
@@ -195,8 +234,19 @@ _DEFINITIONS: Final = {
             ("purpose", "g.purpose", "answer, or nested for a plugin's own generation"),
             ("candidate", "g.candidate", "number of the candidate"),
             ("round", "g.round", "regeneration, from 0"),
+            (
+                "backend",
+                "g.backend",
+                "which of the guard's further backends answered; NULL for the call's own, of which "
+                "provider, model_digest, artefacts, numerics and deterministic tell",
+            ),
             ("provider", "i.provider", "backend that answered"),
             ("model", "g.model", "model that answered, as the backend resolved it"),
+            (
+                "response_format",
+                "g.response_format",
+                "form that a plugin asked for, JSON; the call's own is in its request",
+            ),
             (
                 "model_digest",
                 "i.model_digest",
@@ -235,9 +285,52 @@ _DEFINITIONS: Final = {
                 "running chain of the logit digests after the last step, BLAKE3, hexadecimal",
             ),
             ("raw", "g.raw", "provider's response as received, without secrets"),
-            ("attempts", "g.attempts", "tries at a remote endpoint"),
+            ("attempts", "g.attempts", "tries at a remote endpoint; see the view attempts"),
             ("duration_ms", "g.duration_ns / 1e6", "duration of the generation, milliseconds"),
             ("record", "g.record", _RECORD),
+        ),
+    ),
+    "segments": _view(
+        "FROM stored.segments s",
+        "One row a piece of an answer that left as a stream, in the order in which they left; the "
+        "last of a call whose process died may not have reached its reader.",
+        (
+            ("call_id", "s.call_id", _CALL),
+            ("number", "s.number", "number of the segment within its call, from 0"),
+            ("start", "s.start", "where it begins in the released text, in characters"),
+            ("text", "s.text", "the piece; NULL where not stored"),
+            (
+                "released_at",
+                "make_timestamp(s.wall_ns // 1000)",
+                "wall clock when its record was made, right before it left, UTC, microseconds",
+            ),
+            ("record", "s.record", _RECORD),
+        ),
+    ),
+    "attempts": _view(
+        "FROM stored.attempts a LEFT JOIN stored.intents i ON i.call_id = a.call_id",
+        "One row a try at a remote endpoint, of generations that came and of those that failed.",
+        (
+            ("call_id", "a.call_id", _CALL),
+            (
+                "sequence",
+                "a.sequence",
+                "number within its call of the event that it belongs to: events.sequence",
+            ),
+            ("position", "a.position", "place among the tries of that event, from 0"),
+            ("number", "a.number", "number of the try at its endpoint, from 1"),
+            (
+                "backend",
+                "a.backend",
+                "which of several backends behind one was tried; NULL where there is one",
+            ),
+            ("provider", "i.provider", "backend that the call was for"),
+            ("outcome", "a.outcome", "what came of it, e.g. ok, timeout, refused, overloaded"),
+            ("status", "a.status", "HTTP status, if there was one"),
+            ("error", "a.error", "what was wrong, in words"),
+            ("duration_ms", "a.duration_ns / 1e6", "how long it took, milliseconds"),
+            ("wait_ms", "a.wait_ns / 1e6", "how long was waited before the next, milliseconds"),
+            ("record", "a.record", _RECORD),
         ),
     ),
     "tokens": _view(
@@ -301,7 +394,7 @@ _DEFINITIONS: Final = {
         (
             ("sequence", "r.record", "sequence number in the log, from 1 without gaps"),
             ("call_id", "r.call_id", _CALL),
-            ("kind", "r.kind", "opening, intent or result"),
+            ("kind", "r.kind", "opening, intent, segment or result"),
             ("leaf", "r.leaf", "the hashed bytes, JSON: the record and its payloads' commitments"),
             ("leaf_hash", "r.leaf_hash", "SHA-256(0x00 || leaf), hexadecimal"),
         ),
@@ -314,7 +407,7 @@ _DEFINITIONS: Final = {
             ("record", "p.record", _RECORD),
             ("call_id", "r.call_id", _CALL),
             ("position", "p.position", "place in the leaf"),
-            ("name", "p.name", "policy, message/N, request, events, output"),
+            ("name", "p.name", "policy, message/N, request, events, output, pending, text"),
             (
                 "commitment",
                 "p.commitment",

@@ -236,7 +236,7 @@ class _Performing:
             return False
         asked: set[str | None] = set()
         for event in self.trail.events:
-            if event.round != self._pipeline.rounds:
+            if event.round != self._pipeline.rounds or getattr(event, "shadow", False):
                 continue
             if isinstance(event, Revised):
                 return True

@@ -15,7 +15,7 @@ last `lookback` characters do not leave before it is asked again with more.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from .policy import Policy
 from .vocabulary import Stage
@@ -29,11 +29,22 @@ _JUDGING: tuple[Stage, ...] = ("critique", "revise", "rank", "post_validate")
 
 
 class Reader(Protocol):
-    """What `Prefix` needs to know of a check."""
+    """What `Prefix` needs to know of a check; its `lookback` is a number."""
 
-    id: str
-    lookback: int
-    read_only: bool
+    @property
+    def id(self) -> str:
+        """Its unique name."""
+        ...
+
+    @property
+    def lookback(self) -> int | Literal["all"]:
+        """How many characters at the end of its output may still change."""
+        ...
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it never replaces."""
+        ...
 
 
 Ask = Callable[[Reader, str], Awaitable[str | None]]
@@ -131,7 +142,7 @@ class Prefix:
                 made = await self._ask(check, content)
                 if made is None or (check.read_only and made != content):
                     return None
-                end = max(len(made) - check.lookback, 0)
+                end = max(len(made) - _counted(check), 0)
                 settled[check.id] = made[:end]
                 if check.read_only:
                     bound = min(bound, end)
@@ -141,6 +152,12 @@ class Prefix:
             if all(settled[check.id].startswith(content) for check in self._checks):
                 return content
         return None
+
+
+def _counted(check: Reader) -> int:
+    if check.lookback == "all":
+        raise ValueError(f"{check.id} wants all of an answer, and can't be asked about a part")
+    return check.lookback
 
 
 def joined(left: str, refusal: str) -> str:

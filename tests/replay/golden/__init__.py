@@ -38,7 +38,13 @@ def batches() -> list[list[Entry]]:
         [making.intent("golden-1", "zażółć \x00 gęślą jaźń")],
         [making.result("golden-1", ["hé", "llo"])],
         making.call("golden-2", "zażółć \x00 gęślą jaźń", ["x"], blocked=True, session="session-2"),
-        [making.intent("golden-3", "unfinished", events=making.every_event())],
+        [making.intent("golden-3", "unfinished", events=making.every_event(), operation="stream")],
+        *([segment] for segment in making.segments("golden-3", ["zażółć \n", "gęślą"])),
+        [making.intent("golden-4", "go on", operation="resume", resumes="golden-2")],
+        [
+            *making.segments("golden-4", ["jaźń"]),
+            making.result("golden-4", ["jaźń"], first_released_ns=5_000_000, token="sha256:00"),
+        ],
     ]
 
 
