@@ -395,12 +395,14 @@ def test_a_revision_is_recorded_and_validated() -> None:
         "generated",
         "critiqued",
         "revised",
+        "critiqued",
         "ranked",
         "judged",
     ]
-    (critiqued,), (revised,) = of_type(reply, Critiqued), of_type(reply, Revised)
+    (critiqued, again), (revised,) = of_type(reply, Critiqued), of_type(reply, Revised)
     (ranked,) = of_type(reply, Ranked)
     assert critiqued.critiques == (Critique("calm", 0.0, "shouting"),)
+    assert again.critiques == (Critique("calm", 1.0, "shouting"),)
     assert (revised.text, revised.check) == ("loud", "Constitution")
     assert revised.before == digest_of((Text("LOUD"),))
     assert revised.after == digest_of((Text("loud"),))

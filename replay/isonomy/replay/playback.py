@@ -36,6 +36,7 @@ from isonomy.sdk.events import (
     Judged,
     Ranked,
     Revised,
+    Scored,
 )
 from isonomy.sdk.world import Asker, Live
 
@@ -47,27 +48,31 @@ class Playback:
         events: the call's recorded events, in sequence.
         messages: the call's message table, for the requests of checks that were cut short.
         backend: a deterministic backend that answers anew; `None` hands back recorded answers.
-        regenerate: have it answer token by token, even if it can verify.
+        backends: further deterministic backends that answer anew, by name.
+        regenerate: have them answer token by token, even if they can verify.
     """
+
+    recorded = True
 
     def __init__(
         self,
         events: Sequence[Event],
         messages: Mapping[int, Message] | None = None,
         backend: Backend | None = None,
+        backends: Mapping[str, Backend] | None = None,
         *,
         regenerate: bool = False,
     ) -> None:
-        self._verifies = bool(getattr(backend, "verifies", False))
         self._regenerate = regenerate
-        self._live = Live(backend) if backend is not None else None
+        self._backends: dict[str | None, Backend] = {None: backend} if backend is not None else {}
+        self._backends.update(backends or {})
         self._messages = messages or {}
         self._timeouts = _timeouts(events)
         cut_short = {event.sequence for part in self._timeouts.values() for event in part}
         rest = [event for event in events if event.sequence not in cut_short]
         self._effects = deque(event for event in rest if isinstance(event, Effect))
         self._answers = deque(
-            event for event in rest if isinstance(event, Generated | BackendFailed)
+            event for event in rest if isinstance(event, Generated | BackendFailed | Scored)
         )
         self._asked: Counter[_Question] = Counter()
         self._lock = threading.Lock()
@@ -114,6 +119,21 @@ class Playback:
 
         Either way the record must have an answer for this asker next.
         """
+        recorded = self._next(asker)
+        backend = self._backends.get(asker.backend)
+        if backend is not None:
+            generation = self._anew(backend, request, recorded)
+        elif isinstance(recorded, BackendFailed):
+            raise _recorded_error(recorded)
+        else:
+            assert isinstance(recorded, Generated)
+            generation = recorded.generation
+        if on_text is not None and generation.text:
+            on_text(generation.text)
+        return generation
+
+    def _next(self, asker: Asker, *, scores: bool = False) -> Generated | BackendFailed | Scored:
+        """Return what the record has next of models, which must be for this asker."""
         with self._lock:
             if self.stopped is not None:
                 raise self.stopped
@@ -125,31 +145,21 @@ class Playback:
                     asker.check,
                 )
             recorded = self._answers[0]
-            if _asker(recorded) != asker:
+            if _asker(recorded) != asker or isinstance(recorded, Scored) != scores:
                 other = f"check {recorded.check!r}" if recorded.check else "the call"
                 raise self._stop(
-                    f"{who} asked the model at {asker.stage} where the record has an answer to "
-                    f"{other} at {recorded.stage}. The checks behave otherwise than when it was "
-                    "recorded.",
+                    f"{who} asked {_model(asker.backend)} at {asker.stage} where the record has an "
+                    f"answer of {_model(recorded.backend)} to {other} at {recorded.stage}. The "
+                    "checks behave otherwise than when it was recorded.",
                     asker.check,
                 )
-            self._answers.popleft()
-        generation = self._answered(request, recorded)
-        if on_text is not None and generation.text:
-            on_text(generation.text)
-        return generation
-
-    def _answered(self, request: Request, recorded: Generated | BackendFailed) -> Generation:
-        if self._live is not None:
-            return self._anew(self._live, request, recorded)
-        if isinstance(recorded, BackendFailed):
-            raise _recorded_error(recorded)
-        return recorded.generation
+            return self._answers.popleft()
 
     def _anew(
-        self, live: Live, request: Request, recorded: Generated | BackendFailed
+        self, backend: Backend, request: Request, recorded: Generated | BackendFailed | Scored
     ) -> Generation:
-        if not self._verifies:
+        live = Live(backend)
+        if not getattr(backend, "verifies", False):
             return live.generate(request)
         answer = recorded.generation if isinstance(recorded, Generated) else _NO_ANSWER
         if self._regenerate:
@@ -161,6 +171,23 @@ class Playback:
     ) -> Generation:
         """Like `generate`."""
         return self.generate(request, asker, on_text)
+
+    def logprobs(
+        self, request: Request, labels: tuple[str, ...], asker: Asker
+    ) -> tuple[float, ...] | None:
+        """Compute them anew on a deterministic backend, else hand back what is recorded."""
+        recorded = self._next(asker, scores=True)
+        assert isinstance(recorded, Scored)
+        backend = self._backends.get(asker.backend)
+        if backend is None:
+            return recorded.logprobs
+        return Live(backend).logprobs(request, labels)
+
+    async def alogprobs(
+        self, request: Request, labels: tuple[str, ...], asker: Asker
+    ) -> tuple[float, ...] | None:
+        """Like `logprobs`."""
+        return self.logprobs(request, labels, asker)
 
     def patience(self, timeout: float) -> float:
         """Return how long to wait for a check: its answer was in time when it was recorded."""
@@ -177,15 +204,21 @@ class Playback:
         question = _Question(stage, check, target, round)
         self._asked[question] += 1
         events = self._timeouts.get((question, self._asked[question]), ())
-        return tuple(self._again(e) if isinstance(e, Generated) else e for e in events)
+        return tuple(self._again(event) for event in events)
 
-    def _again(self, event: Generated) -> Generated:
-        if self._live is None:
+    def _again(self, event: Event) -> Event:
+        if not isinstance(event, Generated | Scored) or event.backend not in self._backends:
             return event
-        request = Request(messages=self.said(event), sampling=event.sampling)
-        return msgspec.structs.replace(event, generation=self._anew(self._live, request, event))
+        backend, said = self._backends[event.backend], self.said(event)
+        if isinstance(event, Scored):
+            found = Live(backend).logprobs(Request(messages=said), event.labels)
+            return msgspec.structs.replace(event, logprobs=found)
+        request = Request(
+            messages=said, sampling=event.sampling, response_format=event.response_format
+        )
+        return msgspec.structs.replace(event, generation=self._anew(backend, request, event))
 
-    def said(self, event: Generated) -> tuple[Message, ...]:
+    def said(self, event: Generated | Scored) -> tuple[Message, ...]:
         """Return the messages of a recorded request."""
         return tuple(self._messages[number] for number in event.messages)
 
@@ -206,6 +239,10 @@ def _named(effect: Effect) -> str:
     return effect.kind if effect.name == effect.kind else f"{effect.kind} {effect.name!r}"
 
 
+def _model(backend: str | None) -> str:
+    return "the model" if backend is None else f"the backend {backend!r}"
+
+
 def _place(effect: Effect) -> tuple[str, str, str, str | None, int]:
     return effect.kind, effect.name, effect.stage, effect.check, effect.round
 
@@ -220,8 +257,8 @@ def _timeouts(events: Sequence[Event]) -> dict[tuple[_Question, int], tuple[Even
     found: dict[tuple[_Question, int], tuple[Event, ...]] = {}
     taken: list[Event] = []
     for event in events:
-        if isinstance(event, Effect | Generated | BackendFailed):
-            if taken and _asker(taken[-1]) != _asker(event):
+        if isinstance(event, Effect | Generated | BackendFailed | Scored):
+            if taken and _asker(taken[-1])[:3] != _asker(event)[:3]:
                 taken = []
             taken.append(event)
             continue
@@ -230,14 +267,14 @@ def _timeouts(events: Sequence[Event]) -> dict[tuple[_Question, int], tuple[Even
             question = _Question(event.stage, event.check, target, event.round)
             asked[question] += 1
             if isinstance(event, Failed) and event.kind == "timeout":
-                before = taken if taken and _asker(taken[-1]) == _asker(event) else []
+                before = taken if taken and _asker(taken[-1])[:3] == _asker(event)[:3] else []
                 found[(question, asked[question])] = (*before, event)
         taken = []
     return found
 
 
 def _asker(event: Event) -> Asker:
-    return Asker(event.stage, event.check, event.round)
+    return Asker(event.stage, event.check, event.round, getattr(event, "backend", None))
 
 
 def _recorded_error(event: BackendFailed) -> IsonomyError:

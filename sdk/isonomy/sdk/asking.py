@@ -9,7 +9,6 @@ by construction.
 
 from __future__ import annotations
 
-import inspect
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -21,7 +20,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from .checks import Check
+from .checks import Check, is_async
 from .context import Context
 from .generation import Generation, Request
 from .trail import Trail
@@ -90,6 +89,8 @@ class OnLoop:
         """Await the future without blocking the loop."""
         import asyncio
 
+        if future.done():
+            return future.result()
         waiter = asyncio.wrap_future(future)
         try:
             await asyncio.wait({waiter}, timeout=timeout)
@@ -164,7 +165,7 @@ async def ask(
     arguments: dict[str, Any],
     *,
     read: Callable[[Any], Any],
-    context: Context,
+    context: Context | None,
     waiting: Waiting,
     workers: Workers,
     timeout: float | None = None,
@@ -176,58 +177,116 @@ async def ask(
     `timeout` stands in for the check's own, in seconds.
     Nothing but the caller's own cancellation or interruption escapes.
     """
-    started = time.perf_counter_ns()
-    allowed = check.timeout if timeout is None else timeout
+    asked = UnderWay(
+        check, function, arguments, read=read, context=context, workers=workers, timeout=timeout
+    )
+    return await asked.answer(waiting)
 
-    def finish(answer: Answer) -> Answer:
-        context.close()
-        answer.duration_ns = time.perf_counter_ns() - started
+
+class UnderWay:
+    """A question under way: put when this is made, answered when it is awaited, or given up.
+
+    A check that runs inline is called when its answer is awaited, in the caller's own thread.
+    """
+
+    __slots__ = (
+        "_allowed",
+        "_answer",
+        "_called",
+        "_context",
+        "_future",
+        "_read",
+        "_started",
+        "_workers",
+    )
+
+    def __init__(
+        self,
+        check: Check,
+        function: Callable[..., Any],
+        arguments: dict[str, Any],
+        *,
+        read: Callable[[Any], Any],
+        context: Context | None,
+        workers: Workers,
+        timeout: float | None = None,
+    ) -> None:
+        self._started = time.perf_counter_ns()
+        self._allowed = check.timeout if timeout is None else timeout
+        self._read = read
+        self._context = context
+        self._workers = workers
+        self._future: Future[Any] | None = None
+        self._called: Callable[[], Any] | None = None
+        self._answer: Answer | None = None
+        called = partial(function, **arguments)
+        try:
+            if is_async(function):
+                self._future = workers.spawn(_aheard(called(), read))
+            elif check.inline:
+                self._called = called
+            else:
+                self._future = workers.submit(lambda: heard(called, read))
+        except WorkersExhausted as error:
+            self._answer = self._finished(Answer(None, "timeout", *described(error)))
+        except Exception as error:
+            self._answer = self._finished(Answer(None, "error", *described(error)))
+
+    def _finished(self, answer: Answer) -> Answer:
+        if self._context is not None:
+            self._context.close()
+        answer.duration_ns = time.perf_counter_ns() - self._started
+        self._answer = answer
         return answer
 
-    try:
-        is_async = _is_async(function)
-        called = partial(function, **arguments)
-        future: Future[Any] | None = None
+    def _left(self) -> float:
+        return max(self._allowed - (time.perf_counter_ns() - self._started) / 1e9, 0.0)
+
+    async def answer(self, waiting: Waiting) -> Answer:
+        """Wait for what comes of it; the same when awaited again."""
+        if self._answer is not None:
+            return self._answer
         try:
-            if is_async:
-                future = workers.spawn(_aheard(called(), read))
-                answer = await waiting.until_done(future, allowed)
-            elif check.inline:
-                answer = _heard(called, read, interruptible=True)
+            if self._called is not None:
+                self._started = time.perf_counter_ns()
+                answer = heard(self._called, self._read, interruptible=True)
             else:
-                future = workers.submit(lambda: _heard(called, read))
-                answer = await waiting.until_done(future, allowed)
-            if isinstance(answer, _Coroutine):  # of a wrapper
-                future = workers.spawn(_aheard(answer.coroutine, read))
-                left = allowed - (time.perf_counter_ns() - started) / 1e9
-                answer = await waiting.until_done(future, max(left, 0.0))
-            return finish(answer)
+                assert self._future is not None
+                answer = await waiting.until_done(self._future, self._left())
+            if isinstance(answer, Unawaited):  # of a wrapper
+                self._future = self._workers.spawn(_aheard(answer.coroutine, self._read))
+                answer = await waiting.until_done(self._future, self._left())
+            assert isinstance(answer, Answer)
+            return self._finished(answer)
         except _DeadlineMissed:
-            context.close()
-            if future is not None:
-                workers.abandon(future)
-            message = f"no answer within {allowed:g} s"
-            return finish(Answer(None, "timeout", "TimeoutError", message))
-        except BaseException:  # the caller was cancelled or interrupted, or the check raised
-            if future is not None and not future.done():
-                context.close()
-                workers.abandon(future)
+            self.drop()
+            message = f"no answer within {self._allowed:g} s"
+            return self._finished(Answer(None, "timeout", "TimeoutError", message))
+        except WorkersExhausted as error:
+            return self._finished(Answer(None, "timeout", *described(error)))
+        except Exception as error:
+            return self._finished(Answer(None, "error", *described(error)))
+        except BaseException:  # the caller was cancelled or interrupted
+            self.drop()
             raise
-    except WorkersExhausted as error:
-        return finish(Answer(None, "timeout", *described(error)))
-    except Exception as error:
-        return finish(Answer(None, "error", *described(error)))
+
+    def drop(self) -> None:
+        """Give it up: nobody waits for it any more."""
+        if self._context is not None:
+            self._context.close()
+        if self._future is not None and not self._future.done():
+            self._workers.abandon(self._future)
 
 
-class _Coroutine(NamedTuple):
+class Unawaited(NamedTuple):
     """What a plain function returned and somebody has yet to await."""
 
     coroutine: Coroutine[Any, Any, Any]
 
 
-def _heard(
+def heard(
     function: Callable[[], Any], read: Callable[[Any], Any], *, interruptible: bool = False
-) -> Answer | _Coroutine:
+) -> Answer | Unawaited:
     """Call a check and read its answer; nothing escapes, apart from the caller's Ctrl-C.
 
     `interruptible` says that this is the caller's own thread, where Ctrl-C is delivered.
@@ -243,7 +302,7 @@ def _heard(
     _end_if_forked(process)
     try:
         if isinstance(returned, CoroutineType):
-            return _Coroutine(returned)
+            return Unawaited(returned)
         return Answer(read(returned))
     except BaseException as error:
         if interruptible and isinstance(error, KeyboardInterrupt):
@@ -283,10 +342,3 @@ def described(error: BaseException) -> tuple[str, str]:
     name = error.type_name if isinstance(error, ReplayedError) else type(error).__name__
     message = said_by(error)
     return name, message or name
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    while isinstance(function, partial):
-        function = function.func
-    call = getattr(function, "__call__", None)  # noqa: B004
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -27,6 +29,9 @@ OnError = Literal["block", "allow", "flag"]
 Lookback = int | Literal["all"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 _CALLABLE_STAGES: tuple[Stage, ...] = ("pre_filter", "post_validate")
+_CALLABLE_ALSO: tuple[Stage, ...] = ("retrieved", "tool_call", "tool_result")
+"""Where a callable is asked only if it is given the stage."""
+_OURS = "isonomy.plugins."
 _HOOKS = {name for name in vars(Stages) if not name.startswith("_")}
 
 
@@ -60,10 +65,21 @@ class Check:
         self.id = id or _default_id(plugin, use)
         self.on_error: OnError = on_error
         self.timeout: float = _declared(plugin, "timeout") if timeout is None else timeout
+        self.asynchronous = frozenset(n for n, (f, _) in self.hooks.items() if is_async(f))
+        """Its hooks that are coroutines."""
+        self.ours = type(plugin).__module__.startswith(_OURS)
+        """Whether it is Isonomy's own, which leaves what it is shown as it is: it needs no copy."""
         self.inline = bool(getattr(plugin, "inline", False)) and not self.is_callable
         # Where nothing is said here, what the plugin says of itself.
-        said = {"lookback": lookback, "shadow": shadow, "beside": beside, "read_only": read_only}
-        terms = {name: _declared(plugin, name) if s is None else s for name, s in said.items()}
+        said: dict[str, Any] = {
+            "lookback": lookback,
+            "shadow": shadow,
+            "beside": beside,
+            "read_only": read_only,
+        }
+        terms: dict[str, Any] = {
+            name: _declared(plugin, name) if s is None else s for name, s in said.items()
+        }
         self.lookback: Lookback = terms["lookback"]
         self.shadow: bool = terms["shadow"]
         self.beside: bool = terms["beside"]
@@ -138,7 +154,7 @@ class Check:
                 raise ConfigError(
                     f"there is no stage {stage!r}.{nearest(stage, STAGES)}", key=f"{self.id}.stages"
                 )
-            if stage not in able:
+            if stage not in able and not (self.is_callable and stage in _CALLABLE_ALSO):
                 raise ConfigError(
                     f"{self.use} has nothing to say at {stage!r}; it acts at: {', '.join(able)}.",
                     key=f"{self.id}.stages",
@@ -219,6 +235,7 @@ def on_output(function: Callable[[str], Any], **terms: Any) -> Check:
     return check(function, stages=("post_validate",), **terms)
 
 
+_ALLOW = Allow()
 _DEFAULTS: dict[str, Any] = {
     "timeout": 10.0,
     "lookback": "all",
@@ -226,6 +243,14 @@ _DEFAULTS: dict[str, Any] = {
     "beside": False,
     "read_only": False,
 }
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Return whether calling a function gives a coroutine."""
+    while isinstance(function, partial):
+        function = function.func
+    call = getattr(function, "__call__", None)  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 def _declared(plugin: Any, name: str) -> Any:
@@ -244,7 +269,7 @@ def verdict_of_callable(value: Any) -> Verdict:
         TypeError: it is neither a bool nor a verdict; the message says what to do.
     """
     if value is True:
-        return Allow()
+        return _ALLOW
     if value is False:
         return Block("the check returned False")
     if isinstance(value, VERDICTS):
@@ -281,6 +306,12 @@ def _checked(verdict: Verdict) -> Verdict:
 
     Constructors do not check the types of fields, so that is done here.
     """
+    if type(verdict) is Allow and not verdict.spans and not verdict.labels:  # what most checks say
+        score = verdict.score
+        if score is None:
+            return _ALLOW
+        if type(score) is float and math.isfinite(score):
+            return Allow(score=score)
     try:
         require_finite(verdict.score, "a verdict's score")
         return require_declared(verdict, Verdict)

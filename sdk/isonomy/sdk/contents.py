@@ -1,33 +1,42 @@
 """What checks are asked about, and what their answers may put in its place.
 
-Functions named `about_...` turn a stage's content into questions; `as_...` and `new_...` read what
-a check returned, and raise `TypeError` with a sentence where it is not what the stage can take.
+A `Subject` is what a stage judges: it turns the content into questions, and puts in what a check's
+`Replace` gave. Functions named `as_...` read what a check returned, and raise `TypeError` with a
+sentence where it is not what the stage can take.
+
+A plugin is shown a stage's content as it is. A callable is given each text that a model, a user or
+a tool wrote, one at a time: the text parts of a message joined, and by themselves a tool's result,
+reasoning, and structured data as canonical JSON.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 
-from .canonical import require_declared, require_finite
+from .canonical import canonical, require_declared, require_finite
 from .checks import Check
 from .errors import InputError
 from .vocabulary import (
     Candidate,
     Critique,
     Document,
+    Json,
     Message,
     Part,
     Ranking,
+    Reasoning,
     Replace,
+    Stage,
     Text,
     ToolCall,
     ToolResult,
 )
 
 
-class Question(msgspec.Struct):
+class Question(msgspec.Struct, gc=False):
     """One thing to ask a check.
 
     About which target, with which arguments, and what content that is.
@@ -38,69 +47,141 @@ class Question(msgspec.Struct):
     seen: Any
 
 
-def about_messages(check: Check, content: tuple[Message, ...]) -> list[Question]:
-    """Ask a plugin about all messages, a callable about each text that is not the system's own."""
+class Subject(NamedTuple):
+    """What a stage judges.
+
+    `questions` are what to ask a check about a content, in order. `replaced` gives the content with
+    what a verdict on a question put in, and what stands there now; it raises `TypeError` where the
+    verdict does not fit.
+    """
+
+    stage: Stage
+    questions: Callable[[Check, Any], list[Question]]
+    replaced: Callable[[Any, Question, Replace], tuple[Any, Any]]
+
+
+# Messages.
+
+
+def _about_messages(check: Check, content: tuple[Message, ...]) -> list[Question]:
     if not check.is_callable:
         return [Question("messages", {"messages": content}, content)]
     asked = []
     for index, message in enumerate(content):
-        if message.role != "system" and message.text:
-            asked.append(Question(f"message/{index}", {"text": message.text}, message))
-        asked += [
-            Question(f"message/{index}/{place}", {"text": part.content}, part)
-            for place, part in enumerate(message.content)
-            if isinstance(part, ToolResult) and part.content
-        ]
+        if message.role == "system":
+            continue
+        text = message.text
+        if text:
+            asked.append(Question(f"message/{index}", {"text": text}, message))
+        asked += _about_parts(f"message/{index}", message.content)
     return asked
 
 
-def new_messages(
-    content: tuple[Message, ...], target: str, verdict: Replace
-) -> tuple[Message, ...]:
-    """Return the messages with what a check replaced."""
-    if target == "messages":
-        return as_messages(verdict.content, content)
-    _, index, *place = target.split("/")
-    message, text = content[int(index)], as_text(verdict.content)
-    if place:
-        parts = list(message.content)
-        parts[int(place[0])] = msgspec.structs.replace(parts[int(place[0])], content=text)
-        message = Message(message.role, tuple(parts))
+def _new_messages(
+    content: tuple[Message, ...], question: Question, verdict: Replace
+) -> tuple[Any, Any]:
+    if question.target == "messages":
+        new = as_messages(verdict.content, content)
+        return new, new
+    index = int(question.target.split("/")[1])
+    message, text = content[index], as_text(verdict.content)
+    part: Any
+    if isinstance(question.seen, Message):
+        part = message = message.with_text(text)
     else:
-        message = message.with_text(text)
-    return (*content[: int(index)], message, *content[int(index) + 1 :])
+        part = _with_text(question.seen, text)
+        message = Message(message.role, _put(message.content, question.seen, part))
+    return (*content[:index], message, *content[index + 1 :]), part
 
 
-def judged_part(content: Any, target: str) -> Any:
-    """Return what a target names within a content."""
-    if not target.startswith("message/"):
-        return content
-    _, index, *place = target.split("/")
-    message = content[int(index)]
-    return message.content[int(place[0])] if place else message
+def _about_parts(target: str, parts: tuple[Part, ...]) -> Iterator[Question]:
+    """Ask a callable about each part that is text by itself."""
+    for place, part in enumerate(parts):
+        if isinstance(part, Text):
+            continue
+        text = text_in(part)
+        if text:
+            yield Question(f"{target}/{place}", {"text": text}, part)
 
 
-def about_answer(check: Check, content: Candidate) -> list[Question]:
-    """Ask a plugin about the candidate, a callable about its text."""
-    arguments = {"text": content.text} if check.is_callable else {"candidate": content}
-    return [Question("candidate/0", arguments, content)]
+def text_in(part: Part) -> str:
+    """Return what a part other than `Text` says, as text to be judged; empty where it is none."""
+    if isinstance(part, ToolResult):
+        return part.content
+    if isinstance(part, Reasoning):
+        return part.text
+    if isinstance(part, Json):
+        return canonical(part.value).decode()
+    return ""
 
 
-def new_answer(content: Candidate, target: str, verdict: Replace) -> Candidate:
-    """Return the candidate with what a check replaced."""
-    return content.with_content(as_parts(verdict.content, content.content))
+def _with_text(part: Any, text: str) -> Any:
+    """Return a part that says something else, in the same form."""
+    if isinstance(part, ToolResult):
+        return ToolResult(part.id, text)
+    if isinstance(part, Reasoning):
+        return Reasoning(text)  # what its provider signed is no more
+    return Json(_json(text))
 
 
-def about_documents(check: Check, content: tuple[Document, ...]) -> list[Question]:
-    """Ask about all documents at once."""
-    return [Question("documents", {"documents": content}, content)]
+def _json(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise TypeError(f"Replace of structured data must hold JSON text: {error}") from None
 
 
-def new_documents(content: Any, target: str, verdict: Replace) -> tuple[Document, ...]:
-    """Return the documents that a check left."""
-    kept = tuple(verdict.content)
-    if all(isinstance(item, Document) for item in kept):
-        return kept  # type: ignore[return-value]
+def _put(parts: tuple[Any, ...], old: Any, new: Any) -> tuple[Any, ...]:
+    """Put a part in another's place, found by identity: earlier ones may have moved or be equal."""
+    return tuple(new if part is old else part for part in parts)
+
+
+# Answers.
+
+
+def _about_answer(check: Check, content: Candidate) -> list[Question]:
+    target = f"candidate/{content.index}"
+    if not check.is_callable:
+        return [Question(target, {"candidate": content}, content)]
+    asked = []
+    parts = content.content
+    if not parts or any(isinstance(part, Text) for part in parts):
+        asked.append(Question(target, {"text": content.text}, content))
+    asked += _about_parts(target, parts)
+    return asked
+
+
+def _new_answer(content: Candidate, question: Question, verdict: Replace) -> tuple[Any, Any]:
+    if isinstance(question.seen, Candidate):
+        new = content.with_content(as_parts(verdict.content, content.content))
+        return new, new
+    part = _with_text(question.seen, as_text(verdict.content))
+    return content.with_content(_put(content.content, question.seen, part)), part
+
+
+# Documents.
+
+
+def _about_documents(check: Check, content: tuple[Document, ...]) -> list[Question]:
+    if not check.is_callable:
+        return [Question("documents", {"documents": content}, content)]
+    return [Question(f"document/{each.id}", {"text": each.text}, each) for each in content]
+
+
+def _new_documents(
+    content: tuple[Document, ...], question: Question, verdict: Replace
+) -> tuple[Any, Any]:
+    if isinstance(question.seen, Document):
+        part = msgspec.structs.replace(question.seen, text=as_text(verdict.content))
+        return _put(content, question.seen, part), part
+    new = as_documents(verdict.content)
+    return new, new
+
+
+def as_documents(content: Any) -> tuple[Document, ...]:
+    """Return the documents that a `Replace` left."""
+    if all(isinstance(item, Document) for item in content):
+        return tuple(content)
     raise TypeError("Replace at retrieved must hold Documents, and nothing else")
 
 
@@ -122,38 +203,91 @@ def with_documents(
     return (*messages, Message("user", (block,)))
 
 
-def about_results(check: Check, content: tuple[Message, ...]) -> list[Question]:
-    """Ask about each tool result, with the call that it answers."""
-    calls = {
-        part.id: part
-        for message in content
-        for part in message.content
-        if isinstance(part, ToolCall)
-    }
+# Tools.
+
+
+def _about_results(check: Check, content: tuple[Message, ...]) -> list[Question]:
+    results = [p for m in content for p in m.content if isinstance(p, ToolResult)]
+    if not results:
+        return []
+    if check.is_callable:
+        return [Question(f"tool_result/{p.id}", {"text": p.content}, p) for p in results]
+    calls = {p.id: p for m in content for p in m.content if isinstance(p, ToolCall)}
     return [
         Question(
             f"tool_result/{part.id}",
             {"tool_call": calls.get(part.id, ToolCall(part.id, "", {})), "result": part},
             part,
         )
+        for part in results
+    ]
+
+
+def _new_result(
+    content: tuple[Message, ...], question: Question, verdict: Replace
+) -> tuple[Any, Any]:
+    part = as_result(verdict.content, question.seen)
+    return tuple(
+        Message(message.role, _put(message.content, question.seen, part))
+        if any(other is question.seen for other in message.content)
+        else message
         for message in content
-        for part in message.content
-        if isinstance(part, ToolResult)
-    ]
+    ), part
 
 
-def about_calls(check: Check, content: Candidate) -> list[Question]:
-    """Ask about each tool call."""
+def as_result(content: Any, old: ToolResult) -> ToolResult:
+    """Return the result that a `Replace` makes of the old one; it answers the same call."""
+    if isinstance(content, str):
+        return ToolResult(old.id, content)
+    if len(content) == 1 and isinstance(content[0], ToolResult):
+        return ToolResult(old.id, content[0].content)
+    raise TypeError("Replace at tool_result must hold text or one ToolResult")
+
+
+def _about_calls(check: Check, content: Candidate) -> list[Question]:
     return [
-        Question(f"tool_call/{part.id}", {"tool_call": part}, part)
+        Question(
+            f"tool_call/{part.id}",
+            {"text": canonical(part.arguments).decode()}
+            if check.is_callable
+            else {"tool_call": part},
+            part,
+        )
         for part in content.content
-        if isinstance(part, ToolCall)
+        if isinstance(part, ToolCall) and not part.malformed
     ]
 
 
-def no_replacement(content: Any, target: str, verdict: Replace) -> Any:
-    """Refuse: here nothing can be replaced."""
-    raise TypeError("Replace is not possible for tool calls and results; Block or Flag is")
+def _new_call(content: Candidate, question: Question, verdict: Replace) -> tuple[Any, Any]:
+    part = as_tool_call(verdict.content, question.seen)
+    return content.with_content(_put(content.content, question.seen, part)), part
+
+
+def as_tool_call(content: Any, old: ToolCall) -> ToolCall:
+    """Return the tool call that a `Replace` makes of the old one; it keeps its id.
+
+    Text is other arguments, as JSON.
+    """
+    if isinstance(content, str):
+        arguments = _json(content)
+        if not isinstance(arguments, dict):
+            raise TypeError("Replace at tool_call must hold arguments as a JSON object")
+        return msgspec.structs.replace(old, arguments=arguments)
+    if len(content) == 1 and isinstance(content[0], ToolCall) and not content[0].malformed:
+        return msgspec.structs.replace(content[0], id=old.id)
+    raise TypeError("Replace at tool_call must hold one ToolCall, or its arguments as JSON text")
+
+
+def malformed_calls(content: tuple[Part, ...]) -> list[ToolCall]:
+    """Return the tool calls whose arguments are no JSON object: no check can judge them."""
+    return [part for part in content if isinstance(part, ToolCall) and part.malformed]
+
+
+DOCUMENTS = Subject("retrieved", _about_documents, _new_documents)
+RESULTS = Subject("tool_result", _about_results, _new_result)
+MESSAGES = Subject("pre_filter", _about_messages, _new_messages)
+CALLS = Subject("tool_call", _about_calls, _new_call)
+ANSWER = Subject("post_validate", _about_answer, _new_answer)
 
 
 def as_text(content: Any) -> str:
@@ -181,7 +315,9 @@ def as_messages(content: Any, old: tuple[Message, ...]) -> tuple[Message, ...]:
 def as_parts(content: Any, old: tuple[Part, ...]) -> tuple[Part, ...]:
     """Return the parts that a `Replace` makes of the old ones."""
     if isinstance(content, str):
-        return (Text(content), *(part for part in old if not isinstance(part, Text)))
+        # Reasoning about a text that was replaced would give it away.
+        kept = (part for part in old if not isinstance(part, Text | Reasoning))
+        return (Text(content), *kept)
     if all(isinstance(item, Part) for item in content):
         return tuple(content)
     raise TypeError("Replace at post_validate must hold text or parts, not messages")
@@ -189,6 +325,8 @@ def as_parts(content: Any, old: tuple[Part, ...]) -> tuple[Part, ...]:
 
 def as_critiques(value: Any) -> tuple[Critique, ...]:
     """Return what a critique hook said."""
+    if isinstance(value, str | bytes):
+        raise TypeError("critique must return a list of Critiques or None, not text")
     critiques = tuple(value)
     for critique in critiques:
         if not isinstance(critique, Critique):
@@ -204,13 +342,18 @@ def as_candidate(value: Any) -> Candidate:
     return require_declared(value, Candidate)
 
 
-def as_ranking(value: Any) -> Ranking:
-    """Return an order of the one candidate there is."""
-    if not isinstance(value, Ranking) or sorted(value.order) != [0]:
+def as_ranking(value: Any, candidates: tuple[Candidate, ...]) -> Ranking:
+    """Return an order of all the candidates."""
+    if not isinstance(value, Ranking):
+        raise TypeError(f"rank must return a Ranking or None, not {type(value).__name__}")
+    ranking = require_declared(value, Ranking)
+    if sorted(ranking.order) != sorted(candidate.index for candidate in candidates):
         raise TypeError("rank must return a Ranking that orders each candidate exactly once")
-    for score in value.scores:
+    if ranking.scores and len(ranking.scores) != len(ranking.order):
+        raise TypeError("a Ranking has a score for each candidate in its order, or none at all")
+    for score in ranking.scores:
         try:
             require_finite(score, "a ranking's score")
         except InputError as error:
             raise TypeError(str(error)) from None
-    return require_declared(value, Ranking)
+    return ranking

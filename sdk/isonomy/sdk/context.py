@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from .errors import PluginError
+from .canonical import canonical
+from .errors import InputError, PluginError
 from .generation import Generation, Sampling
-from .requests import as_messages
+from .requests import as_messages, as_response_format
+from .trail import Asked
 from .vocabulary import Message
 
 if TYPE_CHECKING:
@@ -33,14 +35,26 @@ EffectKind = Literal["now", "rng", "effect", "secret"]
 class Context:
     """What a hook is given as `ctx`."""
 
-    def __init__(self, trail: Trail, *, stage: str, check: str, round: int) -> None:
+    def __init__(
+        self, trail: Trail, *, stage: str, check: str, round: int, first: int | None = None
+    ) -> None:
+        """Open the door for one invocation.
+
+        Args:
+            trail: of the call.
+            stage: where the check is asked.
+            check: its id.
+            round: of regeneration.
+            first: from where nested generations are numbered; after the events so far, unless
+                given.
+        """
         self._trail = trail
         self._stage = stage
         self._check = check
         self._round = round
         self._rng: random.Random | None = None
         self._nested = 0
-        self._first = len(trail.events)
+        self._first = len(trail.events) - trail.shadowed if first is None else first
         self._closed = False
 
     def close(self) -> None:
@@ -128,16 +142,30 @@ class Context:
         return result
 
     def generate(
-        self, messages: str | tuple[Message, ...], *, sampling: Sampling | None = None
+        self,
+        messages: str | tuple[Message, ...],
+        *,
+        sampling: Sampling | None = None,
+        response_format: dict[str, Any] | None = None,
+        backend: str | None = None,
     ) -> Generation:
-        """Ask the guard's backend for an answer of the plugin's own (a judge, a rewrite).
+        """Ask a backend for an answer of the plugin's own (a judge, a rewrite).
 
         It is recorded in full. On replay a deterministic backend generates it again and the bits
         are compared; any other is answered from the record.
+
+        Args:
+            messages: a prompt, or messages.
+            sampling: what it leaves open is the call's.
+            response_format: what form the answer must have, as for `Guard.chat`.
+            backend: the name of one of the guard's further backends; the call's own unless given.
+
+        Raises:
+            BackendError: it did not answer.
+            PluginError: the guard has no backend of that name.
         """
         return self._trail.nested(
-            as_messages(messages),
-            sampling,
+            _asked(messages, sampling, response_format, backend),
             number=self._next_nested(),
             gate=self._open,
             stage=self._stage,
@@ -146,13 +174,68 @@ class Context:
         )
 
     async def agenerate(
-        self, messages: str | tuple[Message, ...], *, sampling: Sampling | None = None
+        self,
+        messages: str | tuple[Message, ...],
+        *,
+        sampling: Sampling | None = None,
+        response_format: dict[str, Any] | None = None,
+        backend: str | None = None,
     ) -> Generation:
         """Like `generate`, from an async hook."""
         return await self._trail.anested(
-            as_messages(messages),
-            sampling,
+            _asked(messages, sampling, response_format, backend),
             number=self._next_nested(),
+            gate=self._open,
+            stage=self._stage,
+            check=self._check,
+            round=self._round,
+        )
+
+    def logprobs(
+        self,
+        messages: str | tuple[Message, ...],
+        labels: Sequence[str],
+        *,
+        backend: str | None = None,
+    ) -> tuple[float, ...] | None:
+        """Ask a backend how likely it finds each of some answers.
+
+        Recorded and replayed like `generate`.
+
+        Args:
+            messages: a prompt, or messages.
+            labels: answers to compare, such as ``("yes", "no")``; none empty.
+            backend: as for `generate`.
+
+        Returns:
+            The natural logarithm of each label's probability as the beginning of the answer, or
+            `None` where the backend can't tell: ask it for text then.
+
+        Raises:
+            InputError: there is no label, or one is no text.
+        """
+        self._open()
+        return self._trail.score(
+            _asked(messages, None, None, backend),
+            _labels(labels),
+            gate=self._open,
+            stage=self._stage,
+            check=self._check,
+            round=self._round,
+        )
+
+    async def alogprobs(
+        self,
+        messages: str | tuple[Message, ...],
+        labels: Sequence[str],
+        *,
+        backend: str | None = None,
+    ) -> tuple[float, ...] | None:
+        """Like `logprobs`, from an async hook."""
+        self._open()
+        return await self._trail.ascore(
+            _asked(messages, None, None, backend),
+            _labels(labels),
             gate=self._open,
             stage=self._stage,
             check=self._check,
@@ -165,3 +248,20 @@ class Context:
         with self._trail.lock:
             self._nested += 1
             return self._first + self._nested
+
+
+def _asked(messages: Any, sampling: Sampling | None, response_format: Any, backend: Any) -> Asked:
+    if backend is not None and not isinstance(backend, str):
+        raise InputError(
+            f"backend must be the name of one of the guard's backends, not "
+            f"{type(backend).__name__}."
+        )
+    return Asked(as_messages(messages), sampling, as_response_format(response_format), backend)
+
+
+def _labels(labels: Any) -> tuple[str, ...]:
+    found = () if isinstance(labels, str | bytes) else tuple(labels)
+    if not found or not all(isinstance(label, str) and label for label in found):
+        raise InputError('labels must be non-empty texts to compare, such as ("yes", "no").')
+    canonical(found)
+    return found

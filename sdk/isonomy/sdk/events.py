@@ -129,8 +129,8 @@ class Generated(_Event, frozen=True, tag="generated"):
     `purpose` is ``answer``, or ``nested`` for a plugin's own `ctx.generate`. `messages` are what
     was sent, as numbers into the call's message table (payloads ``message/N``), `sampling` how.
     `response_format` is what form a nested answer was asked for (that of the call's own answers is
-    in its request). `generation` is what came back. `backend` names which of the guard's further backends answered;
-    `None` is the call's own.
+    in its request). `generation` is what came back. `backend` names which of the guard's further
+    backends answered; `None` is the call's own.
     """
 
     purpose: Literal["answer", "nested"]

@@ -2,46 +2,54 @@
 
 Rules, for every stage that gives verdicts:
 
-1. Checks are asked in the policy's order; what one replaced is what the next one sees.
+1. Checks are asked in the policy's order; what one replaced is what the next one sees. Neighbours
+   that only read are asked at the same time; the record tells of them in the policy's order.
 2. A check has settled on a content when it judged it or made it. As long as some check has not
    settled on the content as it stands, it is asked again; if that is so after `max_rounds` extra
    passes, the stage blocks, since checks that undo each other never end.
-3. `Block` ends the stage at once. A `Retry` or `AskHuman` lets the remaining checks speak, so that
-   a later `Block` still wins.
+3. `Block` ends the stage (after the checks that were asked at the same time). A `Retry` or
+   `AskHuman` lets the remaining checks speak, so that a later `Block` still wins.
 4. A check that raises, hangs or returns nonsense did not pass: its `on_error` decides, and the
    event says what happened.
 5. A target that no check of the stage judged (each abstained, or failed and may) is flagged.
+6. A check on trial (`shadow`) is asked and recorded, and nothing else: not even its failure counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from .asking import Answer, Waiting, ask
+from .asking import Answer, UnderWay, Waiting, ask, heard
 from .canonical import digest_of, own
 from .checks import Check, verdict_of_callable, verdict_of_hook
-from .contents import Question, judged_part
+from .contents import MESSAGES, Question, Subject
 from .context import Context
-from .events import Failed, Judged, Unjudged
+from .events import Event, Failed, Judged, Unjudged
 from .policy import Policy
-from .trail import Trail
+from .trail import Branch, Trail
 from .vocabulary import (
     SEVERITY,
     AskHuman,
     Block,
     Call,
-    Candidate,
     Flag,
+    Message,
     Replace,
     Retry,
+    Stage,
     Verdict,
     VerdictName,
 )
 from .workers import Workers
+
+_APART = 1 << 10
+"""How far apart the nested generations of checks are numbered that are asked at the same time."""
+Read = Callable[[Any], Any]
 
 
 class Standing(msgspec.Struct):
@@ -58,11 +66,42 @@ class Standing(msgspec.Struct):
 
 
 class Judgement(msgspec.Struct):
-    """What a stage came to: the content as it stands, and what was asked for besides."""
+    """What a stage came to: the content as it stands, and what was asked for besides.
+
+    `human` says that it is blocked because a person must decide.
+    """
 
     content: Any
     blocked: bool = False
     feedback: str | None = None
+    human: bool = False
+
+
+class _Course(msgspec.Struct):
+    """How far a stage has come. `waived`: a person has decided what its checks ask about."""
+
+    subject: Subject
+    content: Any
+    waived: bool = False
+    settled: dict[tuple[str, int, str], str] = {}
+    judged: dict[str, bool] = {}
+    changed: bool = False
+    blocked: bool = False
+    human: bool = False
+    feedback: str | None = None
+
+
+class _Put(msgspec.Struct):
+    """A question that is put to a check beside others."""
+
+    check: Check
+    place: int
+    question: Question
+    before: str
+    branch: Branch
+    first: int
+    under_way: UnderWay | None = None
+    foretold: tuple[Event, ...] | None = None
 
 
 class Judging:
@@ -78,157 +117,103 @@ class Judging:
         self.standing = Standing()
         self.rounds = 0
         self._workers = workers
+        self._recorded = trail.world.recorded
+        self._digests: dict[int, tuple[Any, str]] = {}
 
-    async def stage(
-        self,
-        stage: Literal["retrieved", "tool_result", "pre_filter", "tool_call", "post_validate"],
-        content: Any,
-        questions: Callable[[Check, Any], list[Question]],
-        replaced: Callable[[Any, str, Replace], Any],
-    ) -> Judgement:
+    @property
+    def failed(self) -> bool:
+        """Whether something has blocked the call."""
+        return self.standing.verdict == "block"
+
+    def digest(self, value: Any) -> str:
+        """Return the digest of a content; computed once for each object."""
+        known = self._digests.get(id(value))
+        if known is None:
+            known = self._digests[id(value)] = (value, digest_of(value))
+        return known[1]
+
+    async def stage(self, subject: Subject, content: Any, *, waived: bool = False) -> Judgement:
         """Judge a stage's content by the rules above.
 
         Args:
-            stage: which.
+            subject: which stage, and how it asks.
             content: what is judged, as it stands.
-            questions: what to ask a check about a content.
-            replaced: gives the content with what a verdict on a target replaced.
+            waived: a person has decided what `AskHuman` asks about: it counts no more.
         """
-        checks = self.policy.at(stage)
-        settled: dict[tuple[str, str], str] = {}
-        judged: dict[str, bool] = {}
-        feedback: str | None = None
-        human = False
-
-        def unsettled() -> bool:
-            return any(
-                settled.get((check.id, question.target)) != digest_of(question.seen)
-                for check in checks
-                for question in questions(check, content)
-            )
-
+        groups = self.policy.groups(subject.stage)
+        if not groups:
+            return Judgement(content)
+        course = _Course(subject, content, waived)
         for _ in range(self.policy.max_rounds + 1):
-            changed = False
-            for check in checks:
-                for question in questions(check, content):
-                    before = digest_of(question.seen)
-                    key = (check.id, question.target)
-                    if settled.get(key) == before:
-                        continue
-                    apply = partial(replaced, content, question.target)
-                    verdict, after = await self._judge(stage, check, question, before, apply)
-                    judged[question.target] = judged.get(question.target, False) or (
-                        verdict is not None
-                    )
-                    settled[key] = before
-                    if isinstance(verdict, Replace):
-                        content = after
-                        changed = True
-                        settled[key] = digest_of(judged_part(content, question.target))
-                    elif isinstance(verdict, Block):
-                        return Judgement(content, blocked=True)
-                    elif isinstance(verdict, AskHuman):
-                        human = True
-                    elif isinstance(verdict, Retry):
-                        feedback = feedback or verdict.feedback
-            if not changed or not unsettled():
+            course.changed = False
+            for group in groups:
+                if len(group) == 1:
+                    await self._alone(course, group[0])
+                else:
+                    await self._together(course, group)
+                if course.blocked:
+                    return Judgement(course.content, blocked=True)
+            if not course.changed or not self._unsettled(course, self.policy.at(subject.stage)):
                 break
         else:
-            self.standing.note(
-                "block", None, f"the checks at {stage} kept replacing each other's content"
-            )
-            return Judgement(content, blocked=True)
-        for target, done in judged.items():
+            real = [check for check in self.policy.at(subject.stage) if not check.shadow]
+            if self._unsettled(course, real):
+                reason = f"the checks at {subject.stage} kept replacing each other's content"
+                self.standing.note("block", None, reason)
+                return Judgement(course.content, blocked=True)
+        self._flag_unjudged(course)
+        return Judgement(course.content, course.human, course.feedback, course.human)
+
+    def _unsettled(self, course: _Course, checks: Iterable[Check]) -> bool:
+        return any(
+            course.settled.get((check.id, place, question.target)) != self.digest(question.seen)
+            for check in checks
+            if not check.beside
+            for place, question in enumerate(course.subject.questions(check, course.content))
+        )
+
+    def _flag_unjudged(self, course: _Course) -> None:
+        stage = course.subject.stage
+        for target, done in course.judged.items():
             if not done:
                 self.trail.add(Unjudged(stage=stage, round=self.rounds, target=target))
                 self.standing.note("flag", None, f"no check judged it at {stage}")
-        return Judgement(content, blocked=human, feedback=feedback)
 
-    async def _judge(
-        self,
-        stage: str,
-        check: Check,
-        question: Question,
-        before: str,
-        apply: Callable[[Replace], Any],
-    ) -> tuple[Verdict | None, Any]:
-        """Ask one question, record what came of it.
+    async def _alone(self, course: _Course, check: Check) -> None:
+        """Ask one check its questions, each about what it has made of those before."""
+        stage = course.subject.stage
+        for place, question in enumerate(course.subject.questions(check, course.content)):
+            before = self.digest(question.seen)
+            if course.settled.get((check.id, place, question.target)) == before:
+                continue
+            start = len(self.trail.events)
+            read = _READ_CALLABLE[stage] if check.is_callable else _READ_HOOK[stage]
+            answer = await self._answer(check, stage, question, read)
+            self._take(course, check, place, question, before, answer)
+            if check.shadow:
+                self.trail.shadowed += len(self.trail.events) - start
+            if course.blocked:
+                return
 
-        Returns the verdict in force and the new content, if any.
-        """
-        foretold = self._foretold(check, stage, question.target)
-        if foretold is not None:
-            return self._consequence(check, foretold), None
-        if check.is_callable:
-            text = question.arguments["text"]
-            answer = await self._plain(check, stage, text, _reading(verdict_of_callable, stage))
-        else:
-            reading = _reading(verdict_of_hook, stage)
-            answer = await self._hook(check, stage, question.arguments, reading)
-        verdict: Verdict | None = answer.value
-        after: Any = None
-        if isinstance(verdict, Replace):
-            try:
-                after = apply(verdict)
-            except TypeError as error:  # our own: it does not fit here
-                answer.failure, answer.error, answer.message = "invalid", "TypeError", str(error)
-        if answer.failure is not None:
-            return self._failure(check, stage, question.target, before, answer), None
-        part = judged_part(after, question.target) if isinstance(verdict, Replace) else None
-        changed = digest_of(part) if part is not None else None
-        self.trail.add(
-            Judged(
-                stage=stage,
-                check=check.id,
-                round=self.rounds,
-                target=question.target,
-                verdict=verdict,
-                before=before,
-                after=changed,
-                duration_ns=answer.duration_ns,
-            )
-        )
-        if verdict is not None:
-            self.standing.note(verdict.name, check.id, _reason(verdict))
-        return verdict, after
-
-    def _foretold(self, check: Check, stage: str, target: str) -> Failed | None:
-        """Return the timeout that a replay hands back instead of asking, if there is one."""
-        events = self.trail.world.foretold(
-            stage=stage, check=check.id, target=target, round=self.rounds
-        )
-        if not events:
-            return None
-        self.trail.retell(events)
-        last = events[-1]
-        assert isinstance(last, Failed)
-        return last
-
-    async def _hook(
-        self, check: Check, stage: str, arguments: dict[str, Any], read: Callable[[Any], Any]
-    ) -> Answer:
-        function, names = check.hooks[stage]
-        context = self._context(check, stage)
-        offered = {**arguments, "call": self.call}
-        # Copies: what a check does with what it is shown can't reach what is judged and released.
-        taken = {name: own(offered[name]) if name != "ctx" else context for name in names}
-        return await self._ask(check, function, taken, context, read)
-
-    async def _plain(
-        self, check: Check, stage: str, text: str, read: Callable[[Any], Any]
-    ) -> Answer:
-        context = self._context(check, stage)
-        function = partial(check.plugin, text)
-        return await self._ask(check, function, {}, context, read)
-
-    async def _ask(
-        self,
-        check: Check,
-        function: Callable[..., Any],
-        arguments: dict[str, Any],
-        context: Context,
-        read: Callable[[Any], Any],
-    ) -> Answer:
+    async def _answer(
+        self, check: Check, stage: Stage, question: Question, read: Read
+    ) -> Answer | Failed:
+        """Ask one question, and wait for what comes of it."""
+        if self._recorded:
+            foretold = self._foretold(check, stage, question.target)
+            if foretold is not None:
+                return foretold
+        function, arguments, context = self._called(check, stage, question, self.trail, None)
+        if check.inline and stage not in check.asynchronous:
+            started = time.perf_counter_ns()
+            answer = heard(partial(function, **arguments), read, interruptible=True)
+            if isinstance(answer, Answer):
+                if context is not None:
+                    context.close()
+                answer.duration_ns = time.perf_counter_ns() - started
+                return answer
+            coroutine = answer.coroutine
+            function, arguments = lambda: coroutine, {}
         return await ask(
             check,
             function,
@@ -240,52 +225,209 @@ class Judging:
             timeout=self.trail.world.patience(check.timeout),
         )
 
-    def _context(self, check: Check, stage: str) -> Context:
-        return Context(self.trail, stage=stage, check=check.id, round=self.rounds)
+    def _called(
+        self, check: Check, stage: Stage, question: Question, trail: Trail, first: int | None
+    ) -> tuple[Callable[..., Any], dict[str, Any], Context | None]:
+        """Return what to call with which arguments."""
+        if check.is_callable:
+            return partial(check.plugin, question.arguments["text"]), {}, None
+        function, names = check.hooks[stage]
+        arguments: dict[str, Any] = {}
+        context: Context | None = None
+        for name in names:
+            if name == "ctx":
+                context = arguments[name] = Context(
+                    trail, stage=stage, check=check.id, round=self.rounds, first=first
+                )
+                continue
+            shown = self.call if name == "call" else question.arguments[name]
+            # A copy: what a check does with what it is shown can't reach what is judged.
+            arguments[name] = shown if check.ours else own(shown)
+        return function, arguments, context
 
-    async def consult(
+    # Checks that are asked at the same time
+
+    async def _together(self, course: _Course, group: Iterable[Check]) -> None:
+        stage = course.subject.stage
+        asked = [
+            (check, place, question, before)
+            for check in group
+            for place, question in enumerate(course.subject.questions(check, course.content))
+            if course.settled.get((check.id, place, question.target))
+            != (before := self.digest(question.seen))
+        ]
+
+        def take(put: _Put, answer: Answer | Failed) -> None:
+            self._take(course, put.check, put.place, put.question, put.before, answer)
+
+        await self._collect(self._put(stage, asked, None), stage, None, take)
+
+    def _put(
         self,
-        check: Check,
-        stage: str,
-        target: str,
-        arguments: dict[str, Any],
-        candidate: Candidate,
-        read: Callable[[Any], Any],
-    ) -> tuple[Any, int]:
-        """Ask a constitutional hook; returns what it gave, if anything, and how long it took (ns).
+        stage: Stage,
+        asked: Iterable[tuple[Check, int, Question, str]],
+        read: Read | None,
+    ) -> list[_Put]:
+        """Ask several questions at the same time; in a recorded world, each at its turn."""
+        first = len(self.trail.events) - self.trail.shadowed
+        puts = [
+            _Put(*each, self.trail.branch(), first + number * _APART)
+            for number, each in enumerate(asked)
+        ]
+        if not self._recorded:
+            try:
+                for put in puts:
+                    self._begin(stage, put, read)
+            except BaseException:
+                self._give_up(puts)
+                raise
+        return puts
 
-        A failure is recorded and its consequence noted.
-        """
-        foretold = self._foretold(check, stage, target)
-        if foretold is not None:
-            self._consequence(check, foretold)
-            return None, 0
-        answer = await self._hook(
-            check, stage, arguments, lambda value: None if value is None else read(value)
+    def _begin(self, stage: Stage, put: _Put, read: Read | None) -> None:
+        check = put.check
+        if read is None:
+            read = _READ_CALLABLE[stage] if check.is_callable else _READ_HOOK[stage]
+        function, arguments, context = self._called(
+            check, stage, put.question, put.branch, put.first
         )
-        if answer.failure is not None:
-            self._failure(check, stage, target, digest_of(candidate.content), answer)
-        return answer.value, answer.duration_ns
+        put.under_way = UnderWay(
+            check,
+            function,
+            arguments,
+            read=read,
+            context=context,
+            workers=self._workers,
+            timeout=self.trail.world.patience(check.timeout),
+        )
 
-    def add(self, event: Any, stage: str, check: Check, *, took: int, **fields: Any) -> None:
-        """Record an event of a check that took `took` nanoseconds."""
+    async def _collect(
+        self,
+        puts: list[_Put],
+        stage: Stage,
+        read: Read | None,
+        take: Callable[[_Put, Answer | Failed], None],
+    ) -> None:
+        """Wait for what comes of several questions, and record it in order."""
+        try:
+            for put in puts:
+                start = len(self.trail.events)
+                answer = await self._come(put, stage, read)
+                put.branch.join()
+                if isinstance(answer, Failed):
+                    self.trail.retell(put.foretold or ())
+                take(put, answer)
+                if put.check.shadow:
+                    self.trail.shadowed += len(self.trail.events) - start
+        except BaseException:
+            self._give_up(puts)
+            raise
+
+    async def _come(self, put: _Put, stage: Stage, read: Read | None) -> Answer | Failed:
+        """Wait for what comes of one of several questions; a replay's turn to ask it has come."""
+        if put.under_way is None:
+            if put.foretold is None:
+                put.foretold = self.trail.world.foretold(
+                    stage=stage, check=put.check.id, target=put.question.target, round=self.rounds
+                )
+            if put.foretold:
+                return _last(put.foretold)
+            self._begin(stage, put, read)
+        assert put.under_way is not None
+        return await put.under_way.answer(self.waiting)
+
+    def _give_up(self, puts: Iterable[_Put]) -> None:
+        """Nobody waits any more; what the checks took from the world stays on record."""
+        for put in puts:
+            if put.under_way is not None:
+                put.under_way.drop()
+            put.branch.join()
+
+    # What comes of an answer
+
+    def _take(
+        self,
+        course: _Course,
+        check: Check,
+        place: int,
+        question: Question,
+        before: str,
+        answer: Answer | Failed,
+    ) -> None:
+        """Record an answer and do what it asks for."""
+        target = question.target
+        verdict, after, part = self._heard(course, check, question, before, answer)
+        course.settled[check.id, place, target] = before
+        if check.shadow:
+            return
+        course.judged[target] = course.judged.get(target, False) or verdict is not None
+        if isinstance(verdict, Replace):
+            course.content = after
+            course.changed = True
+            course.settled[check.id, place, target] = self.digest(part)
+        elif isinstance(verdict, Block):
+            course.blocked = True
+        elif isinstance(verdict, AskHuman):
+            course.human = course.human or not course.waived
+        elif isinstance(verdict, Retry):
+            course.feedback = course.feedback or verdict.feedback
+
+    def _heard(
+        self,
+        course: _Course,
+        check: Check,
+        question: Question,
+        before: str,
+        answer: Answer | Failed,
+    ) -> tuple[Verdict | None, Any, Any]:
+        """Record an answer.
+
+        Returns the verdict in force, and the new content with what stands there now, if any.
+        """
+        if isinstance(answer, Failed):
+            return self._consequence(check, answer), None, None
+        stage = course.subject.stage
+        verdict: Verdict | None = answer.value
+        after: Any = None
+        part: Any = None
+        if isinstance(verdict, Replace) and answer.failure is None:
+            try:
+                if check.read_only or (check.beside and stage == "pre_filter"):
+                    raise TypeError(_NO_REPLACE)
+                after, part = course.subject.replaced(course.content, question, verdict)
+            except TypeError as error:  # our own: it does not fit here
+                answer.failure, answer.error, answer.message = "invalid", "TypeError", str(error)
+        if answer.failure is not None:
+            return self._failure(check, stage, question.target, before, answer), None, None
         self.trail.add(
-            event(
+            Judged(
                 stage=stage,
                 check=check.id,
                 round=self.rounds,
-                duration_ns=took,
-                **fields,
+                target=question.target,
+                verdict=verdict,
+                before=before,
+                after=self.digest(part) if part is not None and not check.shadow else None,
+                shadow=check.shadow,
+                duration_ns=answer.duration_ns,
             )
         )
+        waived = check.shadow or (course.waived and isinstance(verdict, AskHuman))
+        if verdict is not None and not waived:
+            self.standing.note(verdict.name, check.id, _reason(verdict))
+        return verdict, after, part
+
+    def _foretold(self, check: Check, stage: str, target: str) -> Failed | None:
+        """Return the timeout that a replay hands back instead of asking, if there is one."""
+        events = self.trail.world.foretold(
+            stage=stage, check=check.id, target=target, round=self.rounds
+        )
+        if not events:
+            return None
+        self.trail.retell(events)
+        return _last(events)
 
     def _failure(
-        self,
-        check: Check,
-        stage: str,
-        target: str,
-        before: str,
-        answer: Answer,
+        self, check: Check, stage: str, target: str, before: str, answer: Answer
     ) -> Verdict | None:
         assert answer.failure is not None
         event = Failed(
@@ -298,6 +440,7 @@ class Judging:
             message=answer.message,
             became=check.on_error,
             before=before,
+            shadow=check.shadow,
             duration_ns=answer.duration_ns,
         )
         self.trail.add(event)
@@ -306,6 +449,8 @@ class Judging:
     def _consequence(self, check: Check, event: Failed) -> Verdict | None:
         said = {"error": "failed", "timeout": "timed out", "invalid": "broke its contract"}
         reason = f"check {check.id!r} {said[event.kind]}: {event.message}"
+        if check.shadow:
+            return None
         if event.became == "block":
             self.standing.note("block", check.id, reason)
             return Block(reason)
@@ -314,17 +459,148 @@ class Judging:
             return Flag(reason)
         return None
 
+    # Hooks that give no verdict
 
-def _reading(read: Callable[[Any], Verdict | None], stage: str) -> Callable[[Any], Verdict | None]:
+    async def consult(
+        self,
+        stage: Stage,
+        group: Iterable[Check],
+        question: Question,
+        read: Read,
+        take: Callable[[Check, Any, int], None],
+    ) -> None:
+        """Ask constitutional hooks, at the same time where there are several.
+
+        Args:
+            stage: which.
+            group: the checks.
+            question: what they are asked.
+            read: turns what one returned into values of our own, or raises.
+            take: is given each check that gave something, what, and how long it took (ns).
+
+        A failure is recorded and its consequence noted.
+        """
+
+        def given(value: Any) -> Any:
+            return None if value is None else read(value)
+
+        def told(check: Check, answer: Answer | Failed) -> None:
+            if isinstance(answer, Failed):
+                self._consequence(check, answer)
+            elif answer.failure is not None:
+                before = self.digest(question.seen)
+                self._failure(check, stage, question.target, before, answer)
+            elif answer.value is not None:
+                take(check, answer.value, answer.duration_ns)
+
+        checks = tuple(group)
+        if len(checks) > 1:
+            puts = self._put(stage, [(check, 0, question, "") for check in checks], given)
+            await self._collect(puts, stage, given, lambda put, answer: told(put.check, answer))
+            return
+        for check in checks:
+            start = len(self.trail.events)
+            told(check, await self._answer(check, stage, question, given))
+            if check.shadow:
+                self.trail.shadowed += len(self.trail.events) - start
+
+
+class Beside:
+    """The checks that are asked about the messages while the model answers them.
+
+    Args:
+        judging: asks them.
+        messages: as admitted.
+        waived: as for `Judging.stage`.
+    """
+
+    def __init__(self, judging: Judging, messages: tuple[Message, ...], *, waived: bool) -> None:
+        self._judging = judging
+        self._course = _Course(MESSAGES, messages, waived)
+        self._collected = False
+        asked = [
+            (check, place, question, judging.digest(question.seen))
+            for check in judging.policy.beside
+            for place, question in enumerate(MESSAGES.questions(check, messages))
+        ]
+        self._puts = judging._put("pre_filter", asked, None)
+
+    async def cleared(self) -> bool:
+        """Wait for the checks; return whether they let the answer go. Records nothing."""
+        if not self._collected:
+            for put in self._puts:
+                if not put.check.shadow and not await self._lets_go(put):
+                    return False
+        return not self._course.blocked and not self._course.human
+
+    async def _lets_go(self, put: _Put) -> bool:
+        answer = await self._judging._come(put, "pre_filter", None)
+        if isinstance(answer, Failed):
+            return answer.became != "block"
+        if answer.failure is not None or isinstance(answer.value, Replace):
+            return put.check.on_error != "block"
+        if isinstance(answer.value, AskHuman):
+            return self._course.waived
+        return not isinstance(answer.value, Block)
+
+    async def collect(self) -> Judgement:
+        """Wait for the checks, and record what came of them in the policy's order."""
+        course, judging = self._course, self._judging
+
+        def take(put: _Put, answer: Answer | Failed) -> None:
+            judging._take(course, put.check, put.place, put.question, put.before, answer)
+
+        if not self._collected:
+            await judging._collect(self._puts, "pre_filter", None, take)
+            self._collected = True
+            if not course.blocked:
+                judging._flag_unjudged(course)
+        blocked = course.blocked or course.human
+        return Judgement(course.content, blocked, None, course.human and not course.blocked)
+
+    def give_up(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._judging._give_up(self._puts)
+
+
+_NO_REPLACE = (
+    "Replace is not possible for a check that only reads, or runs beside the model: take the term "
+    "read_only or beside from it"
+)
+_RETRIED: tuple[Stage, ...] = ("tool_call", "post_validate")
+
+
+def _reading(read: Callable[[Any], Verdict | None], stage: Stage) -> Read:
     """Return how to read a verdict at a stage."""
+    if stage in _RETRIED:
+        return read
 
     def fitting(value: Any) -> Verdict | None:
         verdict = read(value)
-        if isinstance(verdict, Retry) and stage != "post_validate":
-            raise TypeError("Retry makes sense at post_validate only: there is no answer yet")
+        if isinstance(verdict, Retry):
+            raise TypeError(
+                "Retry makes sense at tool_call and post_validate only: there is no answer yet"
+            )
         return verdict
 
     return fitting
+
+
+_JUDGED: tuple[Stage, ...] = (
+    "retrieved",
+    "tool_result",
+    "pre_filter",
+    "tool_call",
+    "post_validate",
+)
+_READ_HOOK = {stage: _reading(verdict_of_hook, stage) for stage in _JUDGED}
+_READ_CALLABLE = {stage: _reading(verdict_of_callable, stage) for stage in _JUDGED}
+
+
+def _last(foretold: tuple[Event, ...]) -> Failed:
+    last = foretold[-1]
+    assert isinstance(last, Failed)
+    return last
 
 
 def _reason(verdict: Verdict) -> str | None:

@@ -10,13 +10,13 @@ import copy
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from .canonical import canonical, carriable, own
 from .errors import InputError, IsonomyError
-from .events import BackendFailed, Effect, Event, Generated
+from .events import BackendFailed, Effect, Event, Generated, Scored
 from .generation import Generation, Request, Sampling
 from .requests import checked, merged
 from .vocabulary import Message
@@ -65,7 +65,20 @@ def _require_name(kind: str, name: Any) -> None:
 
 
 def _asker(place: Mapping[str, Any]) -> Asker:
-    return Asker(place["stage"], place["check"], place["round"])
+    return Asker(place["stage"], place["check"], place["round"], place.get("backend"))
+
+
+class Asked(NamedTuple):
+    """What a plugin asks a backend."""
+
+    messages: tuple[Message, ...]
+    sampling: Sampling | None = None
+    response_format: dict[str, Any] | None = None
+    backend: str | None = None
+
+
+def _open() -> None:
+    """Let everything in: the call itself is always waited for."""
 
 
 class Trail:
@@ -83,28 +96,46 @@ class Trail:
         self.messages: list[bytes] = []
         self.secrets: dict[str, str] = {}
         self.world = world
+        self.shadowed = 0
+        """How many of the events are of checks on trial: they must not move anybody's draws."""
         self._sampling = sampling
         self._observe = observe
         self._before_effect = before_effect
         self._numbers: dict[bytes, int] = {}
         self.lock = threading.RLock()
 
-    def add(self, event: Event, gate: Gate | None = None) -> Event:
-        """Give an event the next sequence number, append it, and show it to observers.
-
-        Raises:
-            PluginError: `gate` is closed: the call went on without the check that this is from.
-        """
+    def add(self, event: Event) -> None:
+        """Give an event the next sequence number, append it, and show it to observers."""
         with self.lock:
-            if gate is not None:
-                gate()
-            event = msgspec.structs.replace(event, sequence=len(self.events))
-            if self.secrets:
-                event = self._scrubbed(event)
-            self.events.append(event)
+            event = self._append(event)
         if self._observe is not None:
             self._observe(event)
+
+    def put(self, build: Callable[[], Event], gate: Gate) -> None:
+        """Add what a check took from the world, unless nobody waits for the check any more.
+
+        Raises:
+            PluginError: `gate` is closed.
+        """
+        with self.lock:
+            gate()  # before messages are numbered: who is not waited for leaves no trace
+            event = self._append(build())
+        if self._observe is not None:
+            self._observe(event)
+
+    def _append(self, event: Event) -> Event:
+        if event.sequence == -1:  # nobody else has seen it
+            msgspec.structs.force_setattr(event, "sequence", len(self.events))
+        else:
+            event = msgspec.structs.replace(event, sequence=len(self.events))
+        if self.secrets:
+            event = self._scrubbed(event)
+        self.events.append(event)
         return event
+
+    def branch(self) -> Branch:
+        """Return a trail of one check that runs beside others; see `Branch`."""
+        return Branch(self)
 
     def number(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the messages' numbers in the call's message table, entering new ones."""
@@ -121,7 +152,7 @@ class Trail:
     def retell(self, events: tuple[Event, ...]) -> None:
         """Add what a replay hands back, with the messages that belong to it."""
         for event in events:
-            if isinstance(event, Generated):
+            if isinstance(event, Generated | Scored):
                 self.number(self.world.said(event))
             self.add(event)
 
@@ -200,7 +231,7 @@ class Trail:
         return self._record(effect, raised, gate)
 
     def _record(self, effect: Effect, raised: list[BaseException], gate: Gate) -> Any:
-        self.add(effect, gate)
+        self.put(lambda: effect, gate)
         if effect.error is not None:
             raise raised[0] if raised else ReplayedError.of(*effect.error)
         # A copy: what the check does with it must not reach the record.
@@ -257,22 +288,21 @@ class Trail:
             return {self._scrubbed(key): self._scrubbed(item) for key, item in value.items()}
         return value
 
-    def _request(
-        self, messages: tuple[Message, ...], sampling: Sampling | None, check: str, number: int
-    ) -> tuple[Request, int]:
+    def _request(self, asked: Asked, check: str, number: int) -> tuple[Request, int]:
         candidate = _NESTED_CANDIDATES + number
-        if sampling is not None:
-            sampling = checked(sampling)
+        sampling = None if asked.sampling is None else checked(asked.sampling)
         chosen = msgspec.structs.replace(merged(sampling, self._sampling), candidate=candidate)
         if chosen.seed is None:
             chosen = msgspec.structs.replace(chosen, seed=self._sampling.seed)
         self._announce(check, "generate")
-        return Request(messages=messages, sampling=chosen), candidate
+        request = Request(
+            messages=asked.messages, sampling=chosen, response_format=asked.response_format
+        )
+        return request, candidate
 
     def nested(
         self,
-        messages: tuple[Message, ...],
-        sampling: Sampling | None,
+        asked: Asked,
         *,
         number: int,
         gate: Gate,
@@ -281,7 +311,7 @@ class Trail:
         round: int,
     ) -> Generation:
         """Answer a plugin's own request."""
-        request, candidate = self._request(messages, sampling, check, number)
+        request, candidate = self._request(asked, check, number)
         return self.generate(
             request,
             gate,
@@ -290,12 +320,12 @@ class Trail:
             stage=stage,
             check=check,
             round=round,
+            backend=asked.backend,
         )
 
     async def anested(
         self,
-        messages: tuple[Message, ...],
-        sampling: Sampling | None,
+        asked: Asked,
         *,
         number: int,
         gate: Gate,
@@ -304,7 +334,7 @@ class Trail:
         round: int,
     ) -> Generation:
         """Answer an async plugin's own request."""
-        request, candidate = self._request(messages, sampling, check, number)
+        request, candidate = self._request(asked, check, number)
         return await self.agenerate(
             request,
             gate,
@@ -313,7 +343,51 @@ class Trail:
             stage=stage,
             check=check,
             round=round,
+            backend=asked.backend,
         )
+
+    def score(
+        self, asked: Asked, labels: tuple[str, ...], *, gate: Gate, **place: Any
+    ) -> tuple[float, ...] | None:
+        """Answer how likely a backend finds each label, and record it."""
+        started = time.perf_counter_ns()
+        self._announce(place["check"], "logprobs")
+        asker = Asker(**place, backend=asked.backend)
+        found = self.world.logprobs(Request(messages=asked.messages), labels, asker)
+        return self._scored(asked, labels, found, started, gate, place)
+
+    async def ascore(
+        self, asked: Asked, labels: tuple[str, ...], *, gate: Gate, **place: Any
+    ) -> tuple[float, ...] | None:
+        """Like `score`, without blocking the loop."""
+        started = time.perf_counter_ns()
+        self._announce(place["check"], "logprobs")
+        asker = Asker(**place, backend=asked.backend)
+        found = await self.world.alogprobs(Request(messages=asked.messages), labels, asker)
+        return self._scored(asked, labels, found, started, gate, place)
+
+    def _scored(
+        self,
+        asked: Asked,
+        labels: tuple[str, ...],
+        found: tuple[float, ...] | None,
+        started: int,
+        gate: Gate,
+        place: Mapping[str, Any],
+    ) -> tuple[float, ...] | None:
+        took = time.perf_counter_ns() - started
+        self.put(
+            lambda: Scored(
+                messages=self.number(asked.messages),
+                labels=labels,
+                logprobs=found,
+                backend=asked.backend,
+                duration_ns=took,
+                **place,
+            ),
+            gate,
+        )
+        return found
 
     def generate(
         self,
@@ -348,15 +422,16 @@ class Trail:
     def _failed(
         self, error: IsonomyError, place: Mapping[str, Any], started: int, gate: Gate | None
     ) -> IsonomyError:
-        self.add(
-            BackendFailed(
+        took = time.perf_counter_ns() - started
+        self.put(
+            lambda: BackendFailed(
                 error=type(error).__name__,
                 message=carriable(str(error)),
                 attempts=getattr(error, "attempts", ()),
-                duration_ns=time.perf_counter_ns() - started,
+                duration_ns=took,
                 **place,
             ),
-            gate,
+            gate or _open,
         )
         return error
 
@@ -368,19 +443,59 @@ class Trail:
         started: int,
         gate: Gate | None,
     ) -> Generation:
-        with self.lock:
-            if gate is not None:
-                gate()  # before the messages are numbered: who is not waited for leaves no trace
-            self.add(
-                Generated(
-                    messages=self.number(request.messages),
-                    sampling=request.sampling,
-                    generation=generation,
-                    duration_ns=time.perf_counter_ns() - started,
-                    **place,
-                )
-            )
+        took = time.perf_counter_ns() - started
+        nested = place["purpose"] == "nested"
+        self.put(
+            lambda: Generated(
+                messages=self.number(request.messages),
+                sampling=request.sampling,
+                generation=generation,
+                response_format=request.response_format if nested else None,
+                duration_ns=took,
+                **place,
+            ),
+            gate or _open,
+        )
         # What comes of it must not reach the record; the call itself goes on with the content only.
         if gate is not None:
             return own(generation)
         return msgspec.structs.replace(generation, content=own(generation.content))
+
+
+class Branch(Trail):
+    """The trail of a check that runs beside others.
+
+    What the check takes from the world is kept here, and enters the call's trail when its turn has
+    come (`join`): so the record tells of checks in the policy's order, however they ran.
+    """
+
+    def __init__(self, trail: Trail) -> None:
+        # Not `super().__init__`: all of it is the other's.
+        self._trail = trail
+        self._kept: list[Callable[[], Event]] = []
+        self.events = trail.events
+        self.messages = trail.messages
+        self.secrets = trail.secrets
+        self.world = trail.world
+        self.lock = trail.lock
+        self._sampling = trail._sampling
+
+    def put(self, build: Callable[[], Event], gate: Gate) -> None:
+        """Keep what the check took, unless nobody waits for it any more."""
+        with self.lock:
+            gate()
+            self._kept.append(build)
+
+    def number(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """Return the messages' numbers in the call's table."""
+        return self._trail.number(messages)
+
+    def join(self) -> None:
+        """Add what was kept to the call's trail."""
+        with self.lock:
+            for build in self._kept:
+                self._trail.add(build())
+            self._kept.clear()
+
+    def _announce(self, check: str, name: str) -> None:
+        self._trail._announce(check, name)

@@ -8,9 +8,10 @@ runs the same pipeline on it, so that live and replayed calls can't follow diffe
 from __future__ import annotations
 
 import builtins
+import math
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
@@ -18,8 +19,8 @@ import msgspec
 
 from .canonical import carriable, require_declared
 from .errors import BackendError, InputError, IsonomyError, PluginError
-from .events import Effect, Event, Generated
-from .generation import Backend, Generation, Identity, Request
+from .events import Effect, Event, Generated, Scored
+from .generation import Backend, Generation, Identity, Request, Scorer
 from .vocabulary import Message
 
 OnText = Callable[[str], None] | None
@@ -27,15 +28,24 @@ OnText = Callable[[str], None] | None
 
 
 class Asker(NamedTuple):
-    """Who asks the model: a check's hook in its round, or (no check) the call itself."""
+    """Who asks the model: a check's hook in its round, or (no check) the call itself.
+
+    `backend` names which of the guard's further backends; `None` is the call's own.
+    """
 
     stage: str
     check: str | None
     round: int
+    backend: str | None = None
 
 
 class World(Protocol):
-    """What lies outside a call."""
+    """What lies outside a call.
+
+    `recorded` says that it is a recorded one, which takes one question at a time, in order.
+    """
+
+    recorded: bool
 
     def take(self, event: Effect, produce: Callable[[], Any]) -> Effect:
         """Return `event` with the value or error that the world gave."""
@@ -57,6 +67,18 @@ class World(Protocol):
         """Like `generate`, without blocking the loop."""
         ...
 
+    def logprobs(
+        self, request: Request, labels: tuple[str, ...], asker: Asker
+    ) -> tuple[float, ...] | None:
+        """Return the log-probability of each label, or `None` where the backend can't tell."""
+        ...
+
+    async def alogprobs(
+        self, request: Request, labels: tuple[str, ...], asker: Asker
+    ) -> tuple[float, ...] | None:
+        """Like `logprobs`, without blocking the loop."""
+        ...
+
     def patience(self, timeout: float) -> float:
         """Return how many seconds to wait for a check that may take `timeout`."""
         ...
@@ -68,23 +90,48 @@ class World(Protocol):
         """
         ...
 
-    def said(self, event: Generated) -> tuple[Message, ...]:
+    def said(self, event: Generated | Scored) -> tuple[Message, ...]:
         """Return the messages that a foretold generation answered."""
         ...
 
 
 class Live:
-    """The real world."""
+    """The real world.
+
+    Args:
+        backend: answers the call.
+        secrets: where `ctx.secret` looks.
+        backends: the guard's further backends, by name.
+    """
+
+    recorded = False
 
     def __init__(
-        self, backend: Backend, secrets: Callable[[str], str | None] | None = None
+        self,
+        backend: Backend,
+        secrets: Callable[[str], str | None] | None = None,
+        backends: Mapping[str, Backend] | None = None,
     ) -> None:
         self._backend = backend
         self._secrets = secrets
+        self._backends = backends or {}
 
     def identity(self) -> Identity:
         """Return who answers the call."""
         return self._backend.identity()
+
+    def _answering(self, asker: Asker | None) -> Backend:
+        if asker is None or asker.backend is None:
+            return self._backend
+        backend = self._backends.get(asker.backend)
+        if backend is None:
+            known = ", ".join(sorted(self._backends)) or "none"
+            raise PluginError(
+                f"the guard has no further backend named {asker.backend!r} (it has: {known}). Give "
+                "it one: Guard(backends={...}), or a table [backends.NAME] of its file.",
+                plugin=asker.check or asker.stage,
+            )
+        return backend
 
     def take(self, event: Effect, produce: Callable[[], Any]) -> Effect:
         """Do the effect, and note its value or error and how long it took."""
@@ -134,31 +181,54 @@ class Live:
 
         `recorded` is for a backend that verifies (`isonomy.sdk.generation.Verifier`).
         """
-        ask: Any = self._backend.generate
+        backend = self._answering(asker)
+        ask: Any = backend.generate
         more: dict[str, Any] = {} if on_text is None else {"on_text": on_text}
         if recorded is not None:
             more["recorded"] = recorded
         try:
-            answered = ask(request, **more)
-            return _usable(answered, self._backend)
+            return _usable(ask(request, **more), backend)
         except (IsonomyError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            raise _wrapped(error, self._backend) from error
+            raise _wrapped(error, backend) from error
 
     async def agenerate(
         self, request: Request, asker: Asker | None = None, on_text: OnText = None
     ) -> Generation:
         """Ask the backend without blocking the loop."""
+        backend = self._answering(asker)
         more: dict[str, Any] = {} if on_text is None else {"on_text": on_text}
         try:
-            return _usable(await self._backend.agenerate(request, **more), self._backend)
+            return _usable(await backend.agenerate(request, **more), backend)
         except (IsonomyError, KeyboardInterrupt):
             raise
         except BaseException as error:
             if ends_the_task(error):
                 raise
-            raise _wrapped(error, self._backend) from error
+            raise _wrapped(error, backend) from error
+
+    def logprobs(
+        self, request: Request, labels: tuple[str, ...], asker: Asker | None = None
+    ) -> tuple[float, ...] | None:
+        """Ask the backend; whatever keeps it from telling, it can't tell."""
+        backend = self._answering(asker)
+        if not isinstance(backend, Scorer):
+            return None
+        try:
+            return _scores(backend.logprobs(request, labels), labels)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # its generations will say what is wrong with it, if anything is
+            return None
+
+    async def alogprobs(
+        self, request: Request, labels: tuple[str, ...], asker: Asker | None = None
+    ) -> tuple[float, ...] | None:
+        """Ask the backend on a thread."""
+        import asyncio
+
+        return await asyncio.to_thread(self.logprobs, request, labels, asker)
 
     def patience(self, timeout: float) -> float:
         """Return `timeout`."""
@@ -168,7 +238,7 @@ class Live:
         """Return nothing: the future is open."""
         return ()
 
-    def said(self, event: Generated) -> tuple[Message, ...]:
+    def said(self, event: Generated | Scored) -> tuple[Message, ...]:
         """Return nothing: nothing is foretold."""
         return ()
 
@@ -212,6 +282,14 @@ def _usable(generation: Any, backend: Backend) -> Generation:
         raise BackendError(
             f"the backend's answer can't be used: {error}", backend=backend.identity().spec
         ) from None
+
+
+def _scores(found: Any, labels: tuple[str, ...]) -> tuple[float, ...] | None:
+    """Return log-probabilities if there is a number for each label that a record can hold."""
+    scores = tuple(float(score) for score in found)
+    if len(scores) != len(labels) or not all(math.isfinite(score) for score in scores):
+        return None
+    return scores
 
 
 def _timed(event: Effect, value: Any, error: tuple[str, str] | None, started: int) -> Effect:
