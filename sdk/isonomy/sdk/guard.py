@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .releasing import Streaming
     from .streams import AsyncStream, Driver, Stream
     from .wrapping import WrapOptions
+    from .wrapping.function import ProtectOptions
 
 C = TypeVar("C")
 
@@ -305,10 +306,16 @@ class Guard:
         wrapped: C = wrap(self, client, options)
         return wrapped
 
-    def protect(self, function: Any = None, **options: Unpack[CallOptions]) -> Any:
+    def protect(self, function: Any = None, **options: Unpack[ProtectOptions]) -> Any:
         """Guard a function that takes a prompt and returns an answer; a decorator.
 
-        See `isonomy.sdk.wrapping.function`.
+        Args:
+            function: from text or a list of messages to text; async or a generator, if it is one.
+            options: for every call of it, and how it is to behave; see
+                `isonomy.sdk.wrapping.function`.
+
+        Raises:
+            InputError: it is no function, or an option can't be used.
         """
         from .wrapping import protect
 

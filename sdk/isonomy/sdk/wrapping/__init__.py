@@ -17,19 +17,20 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..calling import CallOptions
 from ..errors import InputError
 from .replies import replies_of, reply_of
 from .settings import Settings, WrapOptions
 
 if TYPE_CHECKING:
     from ..guard import Guard
+    from .function import ProtectOptions
 
 __all__ = ["Settings", "WrapOptions", "protect", "replies_of", "reply_of", "wrap"]
 
 _MODULES = {
     "anthropic": "anthropic_client",
     "openai": "openai_client",
+    "transformers": "pipeline",
 }
 """The package that a client's class comes from, and the module here that wraps such a client."""
 
@@ -48,6 +49,6 @@ def wrap(guard: Guard, client: Any, options: WrapOptions) -> Any:
     )
 
 
-def protect(guard: Guard, function: Any, options: CallOptions) -> Any:
-    """Return a guarded function like `function`; see `isonomy.sdk.Guard.protect`."""
-    raise InputError("guard.protect needs a function.")
+def protect(guard: Guard, function: Any, options: ProtectOptions) -> Any:
+    """Return a guarded function like `function`; see `isonomy.sdk.wrapping.function`."""
+    return import_module(f"{__name__}.function").protect(guard, function, options)

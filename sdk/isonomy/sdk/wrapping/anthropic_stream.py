@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import anthropic
 
-from ..errors import IsonomyError
+from ..errors import Blocked, IsonomyError
 from ..vocabulary import Stage
 from .anthropic_exchange import Exchange, Heard
 from .anthropic_format import Block
@@ -67,6 +67,7 @@ class Gate:
         self._open = False
         """Whether the last of them, one of text, is still open."""
         self._released = ""
+        self._late = ""
         self._sent = 0
         """How much of the released text has left in events."""
         self._own = False
@@ -74,6 +75,11 @@ class Gate:
 
     def feed(self, piece: str) -> Iterator[Any]:
         """Return the events that a piece of released text lets pass."""
+        if self._settings.raises:
+            # The last piece may be the refusal, in whose place there will be an error.
+            piece, self._late = self._late, piece
+        if not piece or not self._exchange.heard:
+            return
         self._released += piece
         if self._heard is None:
             self._heard = self._exchange.heard[-1]
@@ -228,15 +234,14 @@ def _gate(guard: Guard, exchange: Exchange, settings: Settings, helper: bool) ->
     return Gate(exchange, settings, free=free, parsed=parsed)
 
 
-def _response(exchange: Exchange, reply: Reply | None) -> Any:
+def _response(exchange: Exchange, call_id: str) -> Any:
     """Return the provider's response; where it was never asked, one that says so."""
     for heard in reversed(exchange.heard):
         if heard.response is not None:
             return heard.response
     url = exchange.base_url
     http: Any = import_module(type(url).__module__.partition(".")[0])
-    headers = {"request-id": reply.call_id} if reply is not None else {}
-    return http.Response(200, headers=headers, request=http.Request("POST", url))
+    return http.Response(200, headers={"request-id": call_id}, request=http.Request("POST", url))
 
 
 class GuardedStream(anthropic.Stream[Any]):
@@ -290,16 +295,19 @@ def guarded_stream(
     first: list[str] = []
     failure: BaseException | None = None
     try:
-        first.append(next(pieces))
-    except StopIteration:
-        pass
+        for piece in pieces:
+            first.append(piece)
+            if exchange.heard:
+                break
+        else:
+            settings.stops(pieces.reply)
+    except Blocked:
+        raise
     except IsonomyError as error:
         failure = exchange.error_behind(error)
     if failure is not None and not _opened(exchange):
         pieces.close()
         raise failure
-    if not first and failure is None and not exchange.heard:
-        settings.stops(pieces.reply)
     owner: list[weakref.ref[Any]] = []
 
     def events() -> Iterator[Any]:
@@ -319,7 +327,7 @@ def guarded_stream(
         if failed is not None:
             raise failed
 
-    response = _response(exchange, None if first or failure else pieces.reply)
+    response = _response(exchange, pieces.call_id)
     stream = GuardedStream(events(), pieces, response)
     owner.append(weakref.ref(stream))
     return stream
@@ -334,16 +342,19 @@ async def async_guarded_stream(
     first: list[str] = []
     failure: BaseException | None = None
     try:
-        first.append(await anext(pieces))
-    except StopAsyncIteration:
-        pass
+        async for piece in pieces:
+            first.append(piece)
+            if exchange.heard:
+                break
+        else:
+            settings.stops(pieces.reply)
+    except Blocked:
+        raise
     except IsonomyError as error:
         failure = exchange.error_behind(error)
     if failure is not None and not _opened(exchange):
         await pieces.aclose()
         raise failure
-    if not first and failure is None and not exchange.heard:
-        settings.stops(pieces.reply)
     owner: list[weakref.ref[Any]] = []
 
     async def events() -> AsyncIterator[Any]:
@@ -366,7 +377,7 @@ async def async_guarded_stream(
         if failed is not None:
             raise failed
 
-    response = _response(exchange, None if first or failure else pieces.reply)
+    response = _response(exchange, pieces.call_id)
     stream = AsyncGuardedStream(events(), pieces, response)
     owner.append(weakref.ref(stream))
     return stream
