@@ -105,7 +105,7 @@ class Answering:
         """
         judging = self._judging
         standing, bound = judging.standing, judging.policy.max_rounds
-        asked = self._messages = messages
+        asked = self._messages = judging.asked = messages
         pending, self.pending = self.pending, None
         while True:
             if pending is not None:
@@ -143,7 +143,7 @@ class Answering:
                 )
                 return None
             judging.rounds += 1
-            asked = (*messages, *_asked_again(said, judgement.feedback))
+            asked = judging.asked = (*messages, *_asked_again(said, judgement.feedback))
 
     # What the model gives
 
@@ -254,7 +254,9 @@ class Answering:
         question = Question(target, {"candidate": candidate}, candidate.content)
         for group in judging.policy.groups("critique"):
             await judging.consult("critique", group, question, as_critiques, take)
-        return tuple(critiques)
+        found = tuple(critiques)
+        judging.critiques[candidate.index, judging.digest(candidate.content)] = found
+        return found
 
     async def _revision(self, candidate: Candidate, critiques: tuple[Critique, ...]) -> Candidate:
         """Let each plugin revise what those before it made of a candidate."""

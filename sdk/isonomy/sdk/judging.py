@@ -37,6 +37,8 @@ from .vocabulary import (
     AskHuman,
     Block,
     Call,
+    Candidate,
+    Critique,
     Flag,
     Message,
     Replace,
@@ -116,6 +118,10 @@ class Judging:
         self.waiting = waiting
         self.standing = Standing()
         self.rounds = 0
+        self.asked: tuple[Message, ...] = ()
+        """What the model was asked in this round."""
+        self.critiques: dict[tuple[int, str], tuple[Critique, ...]] = {}
+        """What was said of each candidate as it stood: by its index and its content's digest."""
         self._workers = workers
         self._recorded = trail.world.recorded
         self._digests: dict[int, tuple[Any, str]] = {}
@@ -240,10 +246,25 @@ class Judging:
                     trail, stage=stage, check=check.id, round=self.rounds, first=first
                 )
                 continue
-            shown = self.call if name == "call" else question.arguments[name]
+            shown = self._shown(name, question)
             # A copy: what a check does with what it is shown can't reach what is judged.
             arguments[name] = shown if check.ours else own(shown)
         return function, arguments, context
+
+    def _shown(self, name: str, question: Question) -> Any:
+        """Return what a hook is shown under the name of one of its arguments."""
+        if name in question.arguments:
+            return question.arguments[name]
+        if name == "call":
+            return self.call
+        if name == "messages":
+            return self.asked
+        if "candidates" in question.arguments:  # critiques
+            return tuple(map(self._said_of, question.arguments["candidates"]))
+        return self._said_of(question.arguments["candidate"])
+
+    def _said_of(self, candidate: Candidate) -> tuple[Critique, ...]:
+        return self.critiques.get((candidate.index, self.digest(candidate.content)), ())
 
     # Checks that are asked at the same time
 
