@@ -4,7 +4,9 @@
 pipeline is called with (a text, a conversation, a list or a generator of them, and the model's own
 parameters) and returns what the pipeline returns: every answer is one guarded call, several answers
 to one prompt (``num_return_sequences``) one each. Several prompts go to the model one by one, in
-their order. What the model wrote is judged, without the prompt that the pipeline puts before it.
+their order, whatever ``batch_size`` says; where they are sampled, they draw other random numbers
+than in one batch. What the model wrote is judged, without the prompt that the pipeline puts before
+it.
 Token ids and streamers are refused: nothing could be judged there.
 """
 
