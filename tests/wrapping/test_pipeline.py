@@ -204,7 +204,7 @@ def test_what_would_pass_no_check_is_refused(pipe: Any, parameter: str) -> None:
     with Guard(policy=[lambda text: True]) as guard:
         with pytest.raises(InputError, match=parameter):
             guard.wrap(pipe)("Once", **{parameter: "x"})
-        for name in ("forward", "run_single", "iterate", "get_iterator"):
+        for name in ("forward", "run_single", "get_iterator"):
             with pytest.raises(InputError, match=f"{name} is not guarded"):
                 getattr(guard.wrap(pipe), name)("Once")
 
