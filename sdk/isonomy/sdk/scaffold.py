@@ -174,8 +174,8 @@ python -m pip install -e '.[test]'
 python -m pytest
 ```
 
-The check is in `src/@PACKAGE@/check.py`. Which hooks there are, and what they are given, is documented
-in `isonomy.sdk.hooks`; `assert_conforms` in the tests says what a check must not do.
+The check is in `src/@PACKAGE@/check.py`. Its hooks, and what they are given, are documented in
+`isonomy.sdk.hooks`; `assert_conforms` in the tests says what a check must not do.
 """
 
 _FILES = {
