@@ -134,14 +134,8 @@ class Streaming:
     def _start(self, trail: Trail, request: Request, place: dict[str, Any]) -> Running:
         # What comes of it when nobody waits any more leaves no trace in the call: hence the gate.
         if isinstance(self._inner, OnLoop):
-            task: AsTask = AsTask(
-                lambda put: trail.agenerate(request, lambda: task.gate(), on_text=put, **place)
-            )
-            return task
-        thread: OnThread = OnThread(
-            lambda put: trail.generate(request, lambda: thread.gate(), on_text=put, **place)
-        )
-        return thread
+            return AsTask(lambda r: trail.agenerate(request, r.gate, on_text=r.put, **place))
+        return OnThread(lambda r: trail.generate(request, r.gate, on_text=r.put, **place))
 
     async def _follow(self, running: Running) -> Generation:
         prefix = self.begin()

@@ -22,7 +22,6 @@ from .generation import Generation
 if TYPE_CHECKING:
     import asyncio
 
-Put = Callable[[str], None]
 GRACE = 5.0
 """Seconds within which a backend's task that was cancelled ends, if it can be cancelled at all."""
 
@@ -78,7 +77,7 @@ class OnThread:
     The thread is a daemon: a backend that hangs keeps no process from exiting.
     """
 
-    def __init__(self, generate: Callable[[Put], Generation]) -> None:
+    def __init__(self, generate: Callable[[Running], Generation]) -> None:
         self._queue: SimpleQueue[str | type[_Ended]] = SimpleQueue()
         self._stopped = False
         self._process = os.getpid()
@@ -89,9 +88,9 @@ class OnThread:
             target=run, args=(self._run, generate), name="isonomy-stream", daemon=True
         ).start()
 
-    def _run(self, generate: Callable[[Put], Generation]) -> None:
+    def _run(self, generate: Callable[[Running], Generation]) -> None:
         try:
-            self._generation = generate(self.put)
+            self._generation = generate(self)
         except BaseException as error:
             self._error = error
         finally:
@@ -145,14 +144,14 @@ class OnThread:
 class AsTask:
     """A generation as a task of the running loop."""
 
-    def __init__(self, generate: Callable[[Put], Awaitable[Generation]]) -> None:
+    def __init__(self, generate: Callable[[Running], Awaitable[Generation]]) -> None:
         import asyncio
 
         self._loop = asyncio.get_running_loop()
         self._pieces: deque[str] = deque()
         self._bell = asyncio.Event()
         self._stopped = False
-        self._task: asyncio.Future[Generation] = asyncio.ensure_future(_awaited(generate, self.put))
+        self._task: asyncio.Future[Generation] = asyncio.ensure_future(_awaited(generate, self))
         self._task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Future[Generation]) -> None:
@@ -212,8 +211,10 @@ class AsTask:
             await asyncio.wait({self._task}, timeout=GRACE)
 
 
-async def _awaited(generate: Callable[[Put], Awaitable[Generation]], put: Put) -> Generation:
-    return await generate(put)
+async def _awaited(
+    generate: Callable[[Running], Awaitable[Generation]], running: Running
+) -> Generation:
+    return await generate(running)
 
 
 def _text(piece: str) -> str:
