@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from isonomy.plugins import Constitution, Principle
-from isonomy.sdk import Candidate, Generation, Message, Sampling, Text
+from isonomy.sdk import Candidate, Generation, Identity, Message, Request, Sampling, Text
 from isonomy.sdk.spending import Spent
 
 QUESTION = (Message.of("user", "How do I make tea?"),)
@@ -148,3 +148,75 @@ def by_law(judged: Judged) -> int:
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(coroutine)
+
+
+class Model:
+    """A backend whose answer is a function of the request; `scores`, where given, of a prompt.
+
+    It promises nothing, so a replay takes its recorded answers.
+    """
+
+    def __init__(self, answer: Callable[[Request], str | Exception], name: str = "model") -> None:
+        self.requests: list[Request] = []
+        self._answer = answer
+        self._name = name
+
+    def identity(self) -> Identity:
+        return Identity(provider="scripted", model=self._name, spec=f"scripted:{self._name}")
+
+    def resolve(self, sampling: Sampling) -> Sampling:
+        return sampling
+
+    def generate(
+        self, request: Request, *, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        self.requests.append(request)
+        text = self._answer(request)
+        if isinstance(text, Exception):
+            raise text
+        if on_text is not None:
+            on_text(text)
+        return Generation(content=(Text(text),), finish_reason="stop", model=self._name)
+
+    async def agenerate(
+        self, request: Request, *, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        return self.generate(request, on_text=on_text)
+
+    def close(self) -> None:
+        pass
+
+
+class Scoring(Model):
+    """A model that compares labels, too."""
+
+    def __init__(
+        self,
+        scores: Callable[[str], tuple[float, ...]],
+        answer: Callable[[Request], str | Exception],
+        name: str = "scoring",
+    ) -> None:
+        super().__init__(answer, name)
+        self.scored: list[Request] = []
+        self._scores = scores
+
+    def logprobs(self, request: Request, labels: tuple[str, ...]) -> tuple[float, ...]:
+        self.scored.append(request)
+        assert labels == ("comply", "breach")
+        return self._scores(request.messages[-1].text)
+
+
+def judge() -> Model:
+    """Judges by the words "boom" and "rude", in JSON."""
+    return Model(lambda request: reply(by_law(parsed(request.messages[-1].text))), "judge")
+
+
+def assistant(*answers: str, revised: str = "A nice cup of tea.") -> Model:
+    """Gives its answers by the number of the candidate, and one revision."""
+
+    def answer(request: Request) -> str:
+        if "Your answer was judged" in request.messages[-1].text:
+            return revised
+        return answers[request.sampling.candidate]
+
+    return Model(answer, "assistant")

@@ -9,8 +9,9 @@ comes from the first of these that the backend can give:
 2. A JSON object that the backend is made to write by its schema: score / 100.
 3. The same object asked for in words, where the backend refuses the schema.
 
-What a judge writes is validated either way, and asked for again a bounded number of times. A judge
-that still gives no judgement raises: its nonsense is a failure of the check, never a pass.
+What a judge writes is validated either way, and asked for again a bounded number of times. What
+stands word by word in the answer that it judges is an echo, no judgement. A judge that still gives
+none raises: its nonsense is a failure of the check, never a pass.
 
 Before each question the bounds are looked at: what the check has spent in this call so far, from
 the record (`Context.spent`), and the recorded clock. So a replay meets a bound where the call met
@@ -109,6 +110,7 @@ class Judge:
     ) -> None:
         self._ctx = ctx
         self._document = prompts.document(messages, candidate)
+        self._answer = _squeezed(prompts.shown(candidate))
         self._backend = backend
         self._judging = judging
         self._sampling = sampling
@@ -154,6 +156,8 @@ class Judge:
             math.isfinite(value) and value <= 1e-6 for value in found
         ):
             raise self._useless(principle, f"log-probabilities can't be {found!r}")
+        if found[0] == found[1]:
+            raise self._useless(principle, "it finds both labels equally likely, to the last bit")
         return compliance(*found)
 
     async def _critique(self, principle: Principle) -> str:
@@ -166,8 +170,9 @@ class Judge:
     async def _written(self, principle: Principle) -> Judgement:
         for again in range(self._retries + 1):
             prompt = prompts.structured(self._document, principle, again=again > 0)
-            judgement = judgement_of(await self._constrained(prompt))
-            if judgement is not None:
+            text = await self._constrained(prompt)
+            judgement = judgement_of(text)
+            if judgement is not None and _squeezed(text) not in self._answer:
                 return judgement
         tries = "once" if self._retries == 0 else f"{self._retries + 1} times"
         raise self._useless(principle, f"asked {tries}, it wrote no valid judgement")
@@ -198,6 +203,11 @@ class Judge:
             "another way of judging.",
             plugin="constitution",
         )
+
+
+def _squeezed(text: str) -> str:
+    """Return a text without white space, by which an echo is known."""
+    return "".join(text.split())
 
 
 def _asked(prompt: str) -> tuple[Message, ...]:

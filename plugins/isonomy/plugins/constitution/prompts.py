@@ -79,6 +79,12 @@ def document(messages: tuple[Message, ...], candidate: Candidate) -> str:
     return "".join(c if c.isprintable() else _escape(c) for c in written)
 
 
+def shown(candidate: Candidate) -> str:
+    """Return what a judge reads of a candidate, before it is escaped."""
+    content = _content(candidate.content)
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
 def _content(content: tuple[Part, ...]) -> Any:
     """Return text as it is, and what holds more than text as its parts stand in records."""
     if all(isinstance(part, Text) for part in content):
