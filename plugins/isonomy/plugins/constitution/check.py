@@ -260,16 +260,15 @@ class Constitution(_Named, frozen=True, kw_only=True, eq=False, forbid_unknown_f
         critiques: list[Critique] = []
         reached: Bound | None = None
         for principle in self.principles:
+            name = self.called(principle)
             if reached is None:
                 try:
-                    score, reason = await judge.judge(
-                        principle, threshold=self.threshold, reasons=reasons
-                    )
+                    found = await judge.judge(principle, threshold=self.threshold, reasons=reasons)
+                    critiques.append(Critique(name, *found))
+                    continue
                 except Bound as bound:
                     reached = bound
-            if reached is not None:
-                score, reason = 0.0, f"{_UNJUDGED}{reached}"
-            critiques.append(Critique(self.called(principle), score, reason))
+            critiques.append(Critique(name, 0.0, f"{_UNJUDGED}{reached}"))
         return critiques
 
     def _scores(self, critiques: Sequence[Critique]) -> dict[str, float] | None:
