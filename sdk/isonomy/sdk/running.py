@@ -164,13 +164,13 @@ class AsTask:
         self.gate()
         self._pieces.append(_text(piece))
         self._ring()
+        self.gate()
 
     def _ring(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._bell.set)
         except RuntimeError:  # the loop was closed, and with it the caller
             self._stopped = True
-            raise gone() from None
 
     def gate(self) -> None:
         """Raise `Cancelled` where nobody waits any more."""
