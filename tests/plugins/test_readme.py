@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from isonomy.plugins import Length, Patterns, Pii
+from isonomy.plugins import Constitution, Length, Patterns, Pii
 from isonomy.sdk import Replace
 from isonomy.sdk.config import load
 
@@ -34,7 +34,7 @@ def test_the_policy_loads(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("check", [Patterns, Pii, Length])
+@pytest.mark.parametrize("check", [Patterns, Pii, Length, Constitution])
 def test_every_setting_is_described(check: Any) -> None:
     section = README.split(f"\n## {check.__name__.lower()}\n")[1].split("\n## ")[0]
     described = re.findall(r"^\| `(\w+)` +\| ", section, re.MULTILINE)
