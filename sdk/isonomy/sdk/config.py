@@ -256,7 +256,7 @@ def _spec(
         factory, argument = _factory(spec, registry)
     except PluginError as error:
         raise ConfigError(str(error), file=file, key=f"{key}.use") from error
-    if not argument:
+    if not argument and _needs_argument(factory):
         raise ConfigError(_NO_MODEL.format(spec), file=file, key=f"{key}.use")
     return spec, keywords_of(factory)
 
@@ -294,6 +294,12 @@ def _factory(spec: str, registry: Registry) -> tuple[Any, str]:
     return registry.find("backend", name), argument
 
 
+def _needs_argument(factory: Any) -> bool:
+    """Return whether a backend can't be named alone (a router can: its members say it all)."""
+    first = next(iter(inspect.signature(factory).parameters.values()), None)
+    return first is not None and first.default is inspect.Parameter.empty
+
+
 def open_backend(spec: str, registry: Registry | None = None, **options: Any) -> Backend:
     """Open the backend that a spec names.
 
@@ -305,10 +311,10 @@ def open_backend(spec: str, registry: Registry | None = None, **options: Any) ->
         BackendError: the backend can't be opened.
     """
     factory, argument = _factory(spec, registry or Registry())
-    if not argument:
+    if not argument and _needs_argument(factory):
         raise ConfigError(_NO_MODEL.format(spec))
     try:
-        backend: Backend = factory(argument, **options)
+        backend: Backend = factory(*([argument] if argument else ()), **options)
     except TypeError as error:
         raise ConfigError(f"the backend {spec!r} can't be opened: {error}.") from error
     return backend

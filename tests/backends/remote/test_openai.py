@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
+from tests.backends.remote.conftest import Opened
+from tests.backends.remote.serving import ASK, KEY
 
 from isonomy.backends import OpenAI
 from isonomy.backends.remote.endpoint import retry_after
@@ -19,43 +20,8 @@ from isonomy.sdk import Backend, BackendError, ConfigError, InputError, RemoteEr
 from isonomy.sdk.generation import Generation, Request, Sampling, Usage
 from isonomy.sdk.vocabulary import Image, Message, Text, ToolCall, ToolResult
 
-KEY = "sk-very-secret-1234567890"
-ASK = Request(messages=(Message.of("user", "Hi"),), sampling=Sampling(seed=7))
-
 FORK = "ignore:This process:DeprecationWarning"
 """Python 3.12 warns of every fork of a process with threads; surviving one is what is tested."""
-
-Opened = Callable[..., OpenAI]
-
-
-@pytest.fixture
-def waits() -> list[float]:
-    return []
-
-
-@pytest.fixture
-def opened(endpoint: Any, waits: list[float]) -> Iterator[Opened]:
-    """Open backends on the endpoint, which wait for nobody and are closed in the end."""
-    backends: list[OpenAI] = []
-
-    async def sleep(seconds: float) -> None:
-        waits.append(seconds)
-
-    def make(model: str = "small", **options: Any) -> OpenAI:
-        settings = {
-            "base_url": endpoint.url,
-            "api_key": KEY,
-            "environment": {},
-            "rng": random.Random(1),
-            "sleep": sleep,
-        }
-        backends.append(OpenAI(model, **{**settings, **options}))
-        return backends[-1]
-
-    yield make
-    for backend in backends:
-        backend.close()
-        backend.close()
 
 
 def both(backend: OpenAI, request: Request = ASK) -> Generation:
@@ -346,7 +312,7 @@ def test_a_connection_that_breaks(endpoint: Any, opened: Opened) -> None:
         (b"", "it is not JSON"),
         ({"choices": []}, "it holds no choices"),
         ({"error": {"message": "out of order"}}, "it holds an error: out of order"),
-        ([1], "it is not a chat completion: Expected `object`"),
+        (b"[1]", "it is not a chat completion: Expected `object`"),
         ({"choices": [{"message": {"content": 3}}]}, r"at `\$.choices\[0\].message.content`"),
         ({"choices": [{}]}, "missing required field `message`"),
     ],

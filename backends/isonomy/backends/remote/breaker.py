@@ -51,8 +51,8 @@ class CircuitBreaker:
 
     def __init__(
         self,
-        failures: int = 5,
-        seconds: float = 30.0,
+        failures: int = 10,
+        seconds: float = 10.0,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -44,7 +44,7 @@ class Failure(Exception):
         retry: bool = False,
         after: float | None = None,
     ) -> None:
-        self.outcome = outcome
+        self.outcome: Outcome = outcome
         self.advice = advice
         self.status = status
         self.retry = retry
