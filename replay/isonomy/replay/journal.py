@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from isonomy.sdk.errors import InputError
 from isonomy.sdk.records import Entry, Payload
@@ -38,6 +39,9 @@ from .hashing import (
 )
 from .leaves import LeavesFile
 
+if TYPE_CHECKING:
+    from isonomy.sdk.resuming import Left
+
 _REPEATED = "message/"
 """How the names of payloads begin that may come again in their subject: they are stored once."""
 
@@ -46,6 +50,9 @@ _SHARED_KNOWN = 64
 
 Entropy = Callable[[int], bytes]
 """Returns that many random bytes; `os.urandom` outside tests."""
+
+
+_BEGUN = "SELECT 1 FROM records WHERE call_id = ? LIMIT 1"
 
 
 class _Prepared:
@@ -165,7 +172,32 @@ class JournalLog:
             LogError: nothing was recorded; the message says why and what to do.
             InputError: an entry is malformed.
         """
-        prepared = [_Prepared(entry, self._entropy) for entry in entries]
+        return self._append([_Prepared(entry, self._entropy) for entry in entries])
+
+    def claim(self, entry: Entry) -> bool:
+        """Make a call's first record durable, unless the call has one already.
+
+        Of several claims, by whatever processes, one succeeds.
+
+        Raises:
+            LogError: as `append`.
+        """
+        return bool(self._append([_Prepared(entry, self._entropy)], only_first=True))
+
+    def left(self, call_id: str) -> Left | None:
+        """Return what a call left that waits for a person; `None` where there is none.
+
+        Raises:
+            LogError: the log can't be read.
+        """
+        from .reading import ReplayLog
+        from .waiting import left
+
+        with ReplayLog(self.path) as log:
+            return left(log, call_id)
+
+    def _append(self, prepared: list[_Prepared], *, only_first: bool = False) -> list[int]:
+        """Insert records; with `only_first` none where the call has records already."""
         if not prepared:
             return []
         with self._lock:
@@ -173,6 +205,9 @@ class JournalLog:
             with database.explained(self._directory, writing=True):
                 try:
                     connection.execute("BEGIN IMMEDIATE")
+                    if only_first and connection.execute(_BEGUN, (prepared[0].call_id,)).fetchone():
+                        connection.execute("ROLLBACK")
+                        return []
                     first, shared = self._insert(connection, prepared)
                     connection.execute("COMMIT")
                 except BaseException:

@@ -8,7 +8,8 @@ over a difference.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -17,7 +18,8 @@ import msgspec
 from isonomy.sdk import Backend, IsonomyError, MissingExtra, ReplayError, Reply, Request
 from isonomy.sdk.asking import Blocking, drive
 from isonomy.sdk.config import open_backend
-from isonomy.sdk.events import BackendFailed, Effect, Event, Failed, Generated
+from isonomy.sdk.errors import Cancelled
+from isonomy.sdk.events import BackendFailed, Effect, Event, Failed, Generated, Scored
 from isonomy.sdk.generation import Identity
 from isonomy.sdk.performing import Performance, perform
 from isonomy.sdk.policy import Policy
@@ -130,20 +132,52 @@ def replay_call(
         intent, result = _complete(stored)
         policy = guard.policy if guard is not None else _policy_of(stored, plugins)
         _require_same_checks(intent, policy)
-        if not intent.identity.deterministic:
-            return _perform(stored, intent, result, policy, None, how)
-        if not any(isinstance(event, Generated | BackendFailed) for event in stored.events):
-            return _perform(stored, intent, result, policy, None, how)
-        if guard is not None:
-            _require_same_model(intent.identity, guard.backend.identity(), _formed(stored))
-            return _perform(stored, intent, result, policy, guard.backend, how)
-        backend = _backend_of(intent.identity, plugins, _formed(stored))
-        try:
-            return _perform(stored, intent, result, policy, backend, how)
-        finally:
-            backend.close()
+        with _models(stored, intent, plugins, guard) as models:
+            return _perform(stored, intent, result, policy, models, how)
     except Refusal as refusal:
         return Replayed(call_id=stored.call_id, status="refused", reason=str(refusal))
+
+
+Models = dict[str | None, Backend]
+"""Deterministic models that answer anew: the call's own (`None`), and further ones by name."""
+
+
+@contextmanager
+def _models(
+    stored: StoredCall, intent: Intent, plugins: Collection[str], guard: Guard | None
+) -> Iterator[Models]:
+    """Give the deterministic models that answered in a call.
+
+    Raises:
+        Refusal: one is gone, or is another one.
+    """
+    asked = {
+        event.backend
+        for event in stored.events
+        if isinstance(event, Generated | BackendFailed | Scored)
+    }
+    recorded: dict[str | None, Identity] = {None: intent.identity}
+    recorded.update(intent.backends)
+    found: Models = {}
+    opened: list[Backend] = []
+    try:
+        for name in sorted(asked, key=str):
+            identity = recorded.get(name)
+            if identity is None or not identity.deterministic:
+                continue
+            if guard is None:
+                opened.append(_backend_of(identity, plugins, _formed(stored)))
+                found[name] = opened[-1]
+                continue
+            present = guard.backend if name is None else guard.backends.get(name)
+            if present is None:
+                raise Refusal(f"this guard has no backend named {name!r}, which a check asked.")
+            _require_same_model(identity, present.identity(), _formed(stored))
+            found[name] = present
+        yield found
+    finally:
+        for backend in opened:
+            backend.close()
 
 
 def _complete(stored: StoredCall) -> tuple[Intent, Result]:
@@ -158,6 +192,11 @@ def _complete(stored: StoredCall) -> tuple[Intent, Result]:
         raise Refusal(
             "the call has no result record; its process ended in the middle. There is nothing to "
             "compare with."
+        )
+    if result.error == Cancelled.__name__:
+        raise Refusal(
+            "the call's caller went away before it ended, and when can't be repeated. What had "
+            "happened and left until then is in its record."
         )
     missing = [(r.sequence, name) for r in stored.records for name in r.missing]
     if missing:
@@ -250,8 +289,10 @@ def _changed(recorded: CheckIdentity, present: CheckIdentity) -> str | None:
 
 
 def _formed(stored: StoredCall) -> bool:
-    """Return whether the call asked for the form of its answer."""
-    return stored.request is not None and stored.request.response_format is not None
+    """Return whether the call, or a check in it, asked for the form of an answer."""
+    if stored.request is not None and stored.request.response_format is not None:
+        return True
+    return any(isinstance(e, Generated) and e.response_format is not None for e in stored.events)
 
 
 def _backend_of(identity: Identity, plugins: Collection[str], formed: bool) -> Backend:
@@ -300,13 +341,15 @@ def _perform(
     intent: Intent,
     result: Result,
     policy: Policy,
-    backend: Backend | None,
+    models: Models,
     how: _How,
 ) -> Replayed:
     """Perform the call in the recorded world and compare."""
     request, events, table = stored.request, stored.events, stored.messages
     assert request is not None
-    world = Playback(events, table, backend, regenerate=how.regenerate)
+    backend = models.get(None)
+    further = {name: model for name, model in models.items() if name is not None}
+    world = Playback(events, table, backend, further, regenerate=how.regenerate)
     trails: list[Trail] = []
     workers = Workers()
     messages = tuple(table[number] for number in request.messages)
@@ -333,12 +376,11 @@ def _perform(
             ),
             sampling=intent.sampling,
             world=world,
+            resumes=intent.resumes,
+            resumption=request.resumption,
         )
-        reply = drive(
-            perform(
-                performance, policy=policy, waiting=Blocking(), workers=workers, trail_out=trails
-            )
-        )
+        again = _streamed if intent.operation == "stream" else _whole
+        reply = again(performance, policy=policy, workers=workers, trail_out=trails)
     except IsonomyError as raised:
         error = type(raised).__name__
     finally:
@@ -362,30 +404,55 @@ def _perform(
         status="verified" if same and difference is None else "diverged",
         difference=difference,
         reason=str(world.stopped) if world.stopped is not None else None,
-        mode=_mode(trail.events, backend, how),
+        mode=_mode(trail.events, models, how),
         deep=depth,
-        **_count(trail.events, backend),
+        **_count(trail.events, models),
     )
 
 
-def _mode(replayed: Sequence[Event], backend: Backend | None, how: _How) -> Mode | None:
+def _whole(performance: Performance, **settings: Any) -> Reply:
+    """Perform a call that was not streamed."""
+    return drive(perform(performance, waiting=Blocking(), **settings))
+
+
+def _streamed(performance: Performance, **settings: Any) -> Reply:
+    """Perform a streamed call. How its answer was cut must not matter, and is not recorded."""
+    from isonomy.sdk.releasing import Outlet, Streaming
+    from isonomy.sdk.streams import Driver, Stream
+
+    streaming = Streaming(Blocking(), Outlet())
+
+    def begin() -> Coroutine[Any, Any, Reply]:
+        return perform(performance, waiting=streaming, streaming=streaming, **settings)
+
+    stream = Stream(Driver(performance.call.id, streaming.outlet, begin))
+    for _ in stream:
+        pass
+    return stream.reply
+
+
+def _mode(replayed: Sequence[Event], models: Models, how: _How) -> Mode | None:
     """Return how answers were computed; `None` where none were."""
-    if backend is None or not any(isinstance(event, Generated) for event in replayed):
+    anew = [models[e.backend] for e in replayed if isinstance(e, Generated) and e.backend in models]
+    if not anew:
         return None
-    verified = getattr(backend, "verifies", False) and not how.regenerate
+    verified = not how.regenerate and all(getattr(each, "verifies", False) for each in anew)
     return "in one pass" if verified else "token by token"
 
 
-def _count(replayed: Sequence[Event], backend: Backend | None) -> dict[str, Any]:
+def _count(replayed: Sequence[Event], models: Models) -> dict[str, Any]:
     generated = [event for event in replayed if isinstance(event, Generated)]
-    failed = sum(isinstance(event, BackendFailed) for event in replayed)
-    traces = [event.generation.tokens for event in generated]
+    anew = [event for event in generated if event.backend in models]
+    failed = [event for event in replayed if isinstance(event, BackendFailed)]
+    traces = [event.generation.tokens for event in anew]
     return {
         "events": len(replayed),
         "generations": len(generated),
-        "reexecuted": len(generated) if backend is not None else 0,
-        "stand_ins": 0 if backend is not None else len(generated) + failed,
-        "steps": sum(len(trace.ids) for trace in traces if trace) if backend is not None else 0,
+        "reexecuted": len(anew),
+        "stand_ins": len(generated)
+        - len(anew)
+        + sum(event.backend not in models for event in failed),
+        "steps": sum(len(trace.ids) for trace in traces if trace),
     }
 
 

@@ -26,6 +26,7 @@ from .contents import (
     as_ranking,
     malformed_calls,
 )
+from .decisions import Stood
 from .errors import Cancelled, IsonomyError, LogError
 from .events import Critiqued, Failed, Ranked, Revised
 from .generation import Request, Sampling
@@ -59,6 +60,14 @@ class Waits(msgspec.Struct, frozen=True):
     stage: Stage
     content: Any
     messages: tuple[Message, ...]
+
+    def stood(self) -> Stood:
+        """Return what the call had come to."""
+        if self.stage == "retrieved":
+            return Stood(self.messages, self.content)
+        if self.stage in ("tool_result", "pre_filter"):
+            return Stood(self.content)
+        return Stood(self.messages, (), self.content)
 
 
 class Answering:

@@ -7,7 +7,7 @@ before them (wrapped clients, the gateway). `performance` turns them into what i
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import msgspec
@@ -112,6 +112,7 @@ def performance(
     sampling: Sampling,
     secrets: Callable[[str], str | None] | None,
     live: Callable[..., World] = Live,
+    backends: Mapping[str, Backend] | None = None,
 ) -> Performance:
     """Return what a call is to do, live, from what its caller passed.
 
@@ -122,6 +123,7 @@ def performance(
         sampling: the guard's own.
         secrets: where `ctx.secret` looks.
         live: makes the world; tests of checks have one of their own.
+        backends: the guard's further ones, by name.
 
     Raises:
         InputError: something passed can't be used; nothing was recorded.
@@ -154,5 +156,5 @@ def performance(
             extra=as_extra(options.get("extra")),
         ),
         sampling=drawn,
-        world=live(backend, secrets),
+        world=live(backend, secrets, backends),
     )

@@ -8,9 +8,9 @@ can't be written, nothing is released.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 from weakref import WeakSet
 
 from . import config
@@ -24,7 +24,7 @@ from .policy import Policy
 from .registry import Registry, nearest
 from .requests import checked
 from .scribe import Scribe
-from .vocabulary import Call
+from .vocabulary import Call, Document, Message, Part
 from .workers import Workers
 from .world import Live, World
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from isonomy.replay import Replayed
 
     from .releasing import Streaming
+    from .resuming import Left, Memory
     from .streams import AsyncStream, Driver, Stream
     from .wrapping import WrapOptions
     from .wrapping.function import ProtectOptions
@@ -88,18 +89,24 @@ class Guard:
             if backend is None
             else _open_backend(backend, self.policy.registry, options or {})
         )
+        self.backends: dict[str, Backend] = {}
         self._secrets = secrets
         self._workers = Workers()
         self._streams: WeakSet[Driver] = WeakSet()
         self._closed = False
         self.log: Log | None = None
-        if log is not None:
-            try:
+        self._waiting: Memory | None = None
+        try:
+            for name, further in (backends or {}).items():
+                self.backends[name] = _open_backend(further, self.policy.registry, {})
+            if log is not None:
                 self.log = log if isinstance(log, Log) else _open_log(log)
-            except BaseException:
-                if self.backend is not backend:  # opened here
-                    self.backend.close()
-                raise
+        except BaseException:
+            given = [backend, *(backends or {}).values()]
+            for each in (self.backend, *self.backends.values()):
+                if not any(each is other for other in given):  # opened here
+                    each.close()
+            raise
 
     @classmethod
     def from_file(
@@ -247,6 +254,7 @@ class Guard:
             sampling=self.sampling,
             secrets=self._secrets,
             live=self._live,
+            backends=self.backends,
         )
         return performed, backend
 
@@ -265,7 +273,72 @@ class Guard:
             scribe=self._scribe(performed.call, backend),
             observers=self.policy.observers,
             streaming=streaming,
+            keep=None if hasattr(self.log, "claim") else self._wait,
         )
+
+    def _wait(self, left: Left) -> None:
+        """Keep what a call leaves that waits for a person: the log does not."""
+        from .resuming import Memory
+
+        if self._waiting is None:
+            self._waiting = Memory()
+        self._waiting.keep(left)
+
+    def resume(
+        self,
+        token: str,
+        decision: Literal["approve", "edit", "reject"],
+        *,
+        edited: str | Sequence[Part | Message | Document] | None = None,
+        by: str | None = None,
+        reason: str = "",
+        backend: Backend | None = None,
+    ) -> Reply:
+        """Go on with a call that waits for a person: once, after a restart too if it was logged.
+
+        A call of its own, recorded and replayed like any other. The stage that asked is judged once
+        more, without waiting again; what is edited is judged like anything else.
+
+        Args:
+            token: `Reply.token` of the call that waits.
+            decision: ``approve`` goes on with it as it stands, ``edit`` with what is put in its
+                place, ``reject`` ends it with the refusal.
+            edited: what `Replace` could hold at the stage that asked.
+            by: who decided; recorded with the content.
+            reason: why; recorded with the content.
+            backend: answers, where the call goes to the model, instead of the guard's own.
+
+        Raises:
+            InputError: no call waits for this token, or the decision can't be used; nothing was
+                recorded, and the token is as good as it was.
+            BackendError, LogError: as for `chat`; the token is used up.
+        """
+        from .resuming import as_decision, begin
+
+        decided = as_decision(token, decision, edited, by, reason)
+        self._answering({})
+        performed, answers = begin(self, decided, backend)
+        return drive(self._perform(performed, answers, Blocking()))
+
+    async def aresume(
+        self,
+        token: str,
+        decision: Literal["approve", "edit", "reject"],
+        *,
+        edited: str | Sequence[Part | Message | Document] | None = None,
+        by: str | None = None,
+        reason: str = "",
+        backend: Backend | None = None,
+    ) -> Reply:
+        """Like `resume`, without blocking the running event loop."""
+        import asyncio
+
+        from .resuming import as_decision, begin
+
+        decided = as_decision(token, decision, edited, by, reason)
+        self._answering({})
+        performed, answers = await asyncio.to_thread(begin, self, decided, backend)
+        return await self._perform(performed, answers, OnLoop())
 
     def _answering(self, options: CallOptions) -> Backend:
         """Return what answers a call.
@@ -285,7 +358,13 @@ class Guard:
     def _scribe(self, call: Call, backend: Backend) -> Scribe | None:
         if self.log is None:
             return None
-        return Scribe(self.log, call, policy=self.policy, identity=backend.identity())
+        return Scribe(
+            self.log,
+            call,
+            policy=self.policy,
+            identity=backend.identity(),
+            backends={name: each.identity() for name, each in self.backends.items()},
+        )
 
     def wrap(self, client: C, **options: Unpack[WrapOptions]) -> C:
         """Return a client like `client` whose calls pass this guard.
@@ -338,14 +417,15 @@ class Guard:
         return replay_with_guard(self, call_id, regenerate=regenerate, deep=deep)
 
     def close(self) -> None:
-        """Close open streams, the log and the backend; calling it twice is harmless."""
+        """Close open streams, the log and the backends; calling it twice is harmless."""
         if self._closed:
             return
         for stream in list(self._streams):
             stream.close()
         self._closed = True
         self._workers.close()
-        self.backend.close()
+        for backend in (self.backend, *self.backends.values()):
+            backend.close()
         if self.log is not None:
             self.log.close()
 

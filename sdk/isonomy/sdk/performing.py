@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -28,7 +28,7 @@ from .generation import Request, Sampling, Usage
 from .hooks import Hooks
 from .pipeline import Pipeline
 from .policy import Policy
-from .records import Entry, Output, RequestContent
+from .records import Entry, Output, Pending, RequestContent, Resumption
 from .scribe import Scribe
 from .trail import Trail
 from .vocabulary import Call, Candidate, Document, Message, Part, Text, VerdictName
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     # Loaded on use: most calls are not streamed, not refused after an answer, and not observed.
     from .observing import Observers
     from .releasing import Streaming
+    from .resuming import Left
     from .streaming import Prefix
 
 
@@ -60,6 +61,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None
     usage: Usage
     events: tuple[Event, ...]
+    token: str | None = None
+    """Resumes the call, once, where a person must decide (`Guard.resume`)."""
 
     @property
     def blocked(self) -> bool:
@@ -76,6 +79,9 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     request: Request
     sampling: Sampling
     world: World
+    resumes: str | None = None
+    """The call that waited for a person, where this one goes on with it; and with what:"""
+    resumption: Resumption | None = None
 
 
 async def perform(
@@ -88,6 +94,7 @@ async def perform(
     observers: tuple[Hooks, ...] = (),
     trail_out: list[Trail] | None = None,
     streaming: Streaming | None = None,
+    keep: Callable[[Left], None] | None = None,
 ) -> Reply:
     """Perform a call: the one code path of live calls and replays.
 
@@ -100,6 +107,7 @@ async def perform(
         observers: see every event, and the call's begin and end.
         trail_out: is given the call's trail, for a replay to compare.
         streaming: for a stream, `waiting` again: the answer leaves by its outlet.
+        keep: is given what a call leaves that waits for a person, where its log does not keep it.
 
     Raises:
         IsonomyError: the model did not answer; the result is recorded first.
@@ -108,7 +116,9 @@ async def perform(
     """
     seen_by = _observing(performance, observers) if observers else None
     bound = bind(performance.call.id)
-    performing = _Performing(performance, policy, waiting, workers, scribe, seen_by, streaming)
+    performing = _Performing(
+        performance, policy, waiting, workers, scribe, seen_by, streaming, keep
+    )
     if trail_out is not None:
         trail_out.append(performing.trail)
     reply: Reply | None = None
@@ -155,6 +165,7 @@ class _Performing:
         scribe: Scribe | None,
         observers: Observers | None,
         streaming: Streaming | None,
+        keep: Callable[[Left], None] | None,
     ) -> None:
         self._started = time.perf_counter_ns()
         self._performance = performance
@@ -162,6 +173,8 @@ class _Performing:
         self._waiting = waiting
         self._workers = workers
         self._scribe = scribe
+        self._keep = keep
+        self._token: str | None = None
         self.trail = Trail(
             performance.world,
             sampling=performance.sampling,
@@ -175,6 +188,7 @@ class _Performing:
             waiting=waiting,
             workers=workers,
             released=self._left,
+            resumption=performance.resumption,
         )
         self._outlet = streaming.outlet if streaming is not None else None
         if streaming is not None:
@@ -321,6 +335,8 @@ class _Performing:
     def _intend(self, asked: tuple[int, ...], admitted: tuple[Message, ...] | None) -> None:
         self._intended = True
         if self._scribe is None:
+            if admitted is not None and self._performance.world.recorded:
+                self.trail.number(admitted)  # as it was when it was recorded
             return
         performance = self._performance
         content = RequestContent(
@@ -330,13 +346,20 @@ class _Performing:
             tools=performance.request.tools,
             response_format=performance.request.response_format,
             extra=performance.request.extra,
+            resumption=performance.resumption,
         )
+        operation: Literal["chat", "stream", "resume"] = "chat"
+        if performance.resumption is not None:
+            operation = "resume"
+        elif self._outlet is not None:
+            operation = "stream"
         self._entries.append(
             self._scribe.intent(
                 performance.sampling,
                 self.trail,
                 content,
-                operation="chat" if self._outlet is None else "stream",
+                operation=operation,
+                resumes=performance.resumes,
             )
         )
 
@@ -353,6 +376,7 @@ class _Performing:
         """Prepare the result record; return the call's usage."""
         usage = _usage(self.trail.events)
         self._ended = True
+        token, pending = self._waiting_for_a_person(error)
         if self._scribe is not None:
             first = self._outlet.first_ns if self._outlet is not None else None
             self._entries.append(
@@ -366,9 +390,42 @@ class _Performing:
                     error=error,
                     duration_ns=time.perf_counter_ns() - self._started,
                     first_released_ns=first,
+                    token=token,
+                    pending=pending,
                 )
             )
         return usage
+
+    def _waiting_for_a_person(self, error: str | None) -> tuple[str | None, Pending | None]:
+        """Return the digest of the token of a call that waits, and what it leaves, if it does."""
+        waits = self._pipeline.waits if error is None else None
+        if waits is None:
+            return None, None
+        stood = waits.stood()
+        messages = self.trail.number(stood.messages)  # in a replay too
+        if self._scribe is None and self._keep is None:
+            return None, None
+        from .resuming import Left, digest_of_token, new_token
+
+        self._token = new_token(self._performance.call.id)
+        token = digest_of_token(self._token)
+        if self._keep is not None:
+            self._keep(
+                Left(
+                    call=self._performance.call,
+                    token=token,
+                    stage=waits.stage,
+                    stood=stood,
+                    request=self._performance.request,
+                    sampling=self._performance.sampling,
+                )
+            )
+        return token, Pending(
+            stage=waits.stage,
+            messages=messages,
+            documents=stood.documents,
+            candidate=stood.candidate,
+        )
 
     def _output(
         self, candidate: Candidate | None, failure: IsonomyError | None, left: str
@@ -427,6 +484,7 @@ class _Performing:
             finish_reason=finish,
             usage=usage,
             events=tuple(self.trail.events),
+            token=self._token,
         )
 
     def break_off(self, error: str) -> None:

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from .answering import Answering, Released, Waits, nothing_released
 from .asking import Waiting
 from .contents import DOCUMENTS, MESSAGES, RESULTS, with_documents
+from .decisions import Stood, edited
 from .events import Decided
 from .generation import Request, Sampling
 from .judging import Judging, Standing
 from .policy import Policy
 from .records import Resumption
-from .resuming import Stood, edited
 from .trail import Trail
 from .vocabulary import Call, Candidate, Document, Message
 from .workers import Workers

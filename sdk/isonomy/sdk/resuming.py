@@ -8,77 +8,200 @@ put in is judged like anything else.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import hashlib
+import hmac
+import os
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from .contents import as_documents, as_messages, as_parts, as_result
-from .records import Resumption
-from .vocabulary import Candidate, Document, Message, Stage, ToolResult
+import msgspec
 
+from .canonical import carriable, require_declared, sha256
+from .decisions import Stood, edited
+from .errors import InputError
+from .generation import Backend, Request, Sampling
+from .log import Log
+from .performing import Performance
+from .records import Entry, Resumption
+from .vocabulary import Call, Document, Message, Part, Stage
 
-class Stood(NamedTuple):
-    """What a call had come to when it stopped."""
-
-    messages: tuple[Message, ...]
-    documents: tuple[Document, ...] = ()
-    candidate: Candidate | None = None
-
-    def at(self, stage: Stage) -> Any:
-        """Return what a stage judges of it."""
-        if stage == "retrieved":
-            return self.documents
-        if stage in ("tool_result", "pre_filter"):
-            return self.messages
-        return self.candidate
-
-    def target(self, stage: Stage) -> str:
-        """Return its name in events."""
-        if stage == "retrieved":
-            return "documents"
-        return f"candidate/{self.candidate.index}" if self.candidate is not None else "messages"
+if TYPE_CHECKING:
+    from .guard import Guard
 
 
-def edited(resumption: Resumption, stood: Stood) -> Stood:
-    """Return what a person made of a call that waits: what `Replace` would at its stage.
+class Left(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call left that waits for a person: all that it takes to go on.
+
+    `token` is the digest of the token by which it is resumed.
+    """
+
+    call: Call
+    token: str
+    stage: Stage
+    stood: Stood
+    request: Request
+    sampling: Sampling
+
+
+@runtime_checkable
+class Resumable(Log, Protocol):
+    """A log from which calls that wait can be resumed, after a restart too."""
+
+    def left(self, call_id: str) -> Left | None:
+        """Return what a call left that waits for a person; `None` where there is none."""
+        ...
+
+    def claim(self, entry: Entry) -> bool:
+        """Make a call's first record durable, unless the call has one already.
+
+        Of several claims, by whatever processes, one succeeds.
+        """
+        ...
+
+
+class Memory:
+    """Calls that wait, where no log keeps them: the newest `size`, each until it is resumed."""
+
+    def __init__(self, size: int = 1024) -> None:
+        self._size = size
+        self._left: dict[str, Left] = {}
+        self._lock = threading.Lock()
+
+    def keep(self, left: Left) -> None:
+        """Keep what a call left."""
+        with self._lock:
+            self._left[left.call.id] = left
+            while len(self._left) > self._size:
+                del self._left[next(iter(self._left))]
+
+    def left(self, call_id: str) -> Left | None:
+        """Return what a call left."""
+        with self._lock:
+            return self._left.get(call_id)
+
+    def take(self, call_id: str) -> bool:
+        """Forget a call; return whether it was there."""
+        with self._lock:
+            return self._left.pop(call_id, None) is not None
+
+
+def new_token(call_id: str) -> str:
+    """Return a token that only its holder knows: 192 random bits behind the call's id."""
+    return f"{call_id}.{os.urandom(24).hex()}"
+
+
+def digest_of_token(token: str) -> str:
+    """Return what a record may hold of a token."""
+    return sha256(carriable(token).encode())
+
+
+def resumed_id(token: str) -> str:
+    """Return the id of the call that a token resumes: always the same, so that there is one.
+
+    Its time is that of the call that waited.
+    """
+    drawn = hashlib.sha256(b"resumed\0" + carriable(token).encode()).digest()
+    call_id = token.partition(".")[0]
+    try:
+        begun = uuid.UUID(call_id).int >> 80
+    except ValueError:
+        begun = 0
+    random = int.from_bytes(drawn[:10], "big")
+    value = begun << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64
+    return str(uuid.UUID(int=value | 0b10 << 62 | random & (1 << 62) - 1))
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person decided about a call that waits, as `Guard.resume` was given it."""
+
+    token: str
+    decision: Literal["approve", "edit", "reject"]
+    edited: str | tuple[Part | Message | Document, ...] | None = None
+    by: str | None = None
+    reason: str = ""
+
+
+def as_decision(token: Any, decision: Any, edited: Any, by: Any, reason: Any) -> Decision:
+    """Return a decision as a record would give it back.
 
     Raises:
-        TypeError: it does not fit there; the message says what does.
+        InputError: something of it can't be used.
     """
-    new, stage = resumption.edited, resumption.stage
-    if new is None:
-        raise TypeError("an edit needs what to put in: edited=...")
-    if stage == "retrieved":
-        return stood._replace(documents=as_documents(new))
-    if stage == "pre_filter":
-        return stood._replace(messages=as_messages(new, stood.messages))
-    if stage == "tool_result":
-        return stood._replace(messages=_with_results(stood.messages, new))
-    assert stood.candidate is not None
-    candidate = stood.candidate
-    return stood._replace(candidate=candidate.with_content(as_parts(new, candidate.content)))
+    if decision not in ("approve", "edit", "reject"):
+        raise InputError(f"a decision is approve, edit or reject, not {decision!r}.")
+    if (edited is not None) != (decision == "edit"):
+        raise InputError("pass edited=... with the decision 'edit', and with no other.")
+    if isinstance(edited, Message | Document | Part):
+        edited = (edited,)
+    elif edited is not None and not isinstance(edited, str):
+        edited = tuple(edited)
+    taken = Decision(token=token, decision=decision, edited=edited, by=by, reason=reason)
+    return require_declared(taken, Decision)
 
 
-def _with_results(messages: tuple[Message, ...], new: Any) -> tuple[Message, ...]:
-    """Return messages with other tool results: text for the only one, results by their ids."""
-    if not isinstance(new, str) and all(isinstance(item, Message) for item in new):
-        return as_messages(new, messages)
-    found = [part for message in messages for part in message.content]
-    ids = [part.id for part in found if isinstance(part, ToolResult)]
-    if isinstance(new, str):
-        if len(set(ids)) != 1:
-            raise TypeError("there are several tool results: edit them by ToolResults, or Messages")
-        new = (ToolResult(ids[0], new),)
-    if not all(isinstance(item, ToolResult) and item.id in ids for item in new):
-        raise TypeError("an edit at tool_result must hold text, its ToolResults, or all Messages")
-    by_id = {item.id: item for item in new}
-    return tuple(
-        Message(
-            message.role,
-            tuple(
-                as_result((by_id[part.id],), part)
-                if isinstance(part, ToolResult) and part.id in by_id
-                else part
-                for part in message.content
-            ),
-        )
-        for message in messages
+def going_on(left: Left | None, decision: Decision) -> tuple[Call, Resumption]:
+    """Return the call that goes on with another, and with what.
+
+    Raises:
+        InputError: no call waits for this token, or the edit does not fit.
+    """
+    if left is None or not hmac.compare_digest(left.token, digest_of_token(decision.token)):
+        raise unknown_token()
+    resumption = Resumption(
+        stage=left.stage,
+        decision=decision.decision,
+        by=decision.by,
+        reason=decision.reason,
+        candidate=left.stood.candidate,
+        edited=decision.edited,
+    )
+    if decision.decision == "edit":
+        try:
+            edited(resumption, left.stood)
+        except TypeError as error:
+            raise InputError(f"what was edited does not fit at {left.stage}: {error}.") from None
+    return msgspec.structs.replace(left.call, id=resumed_id(decision.token)), resumption
+
+
+def begin(guard: Guard, decision: Decision, backend: Backend | None) -> tuple[Performance, Backend]:
+    """Return the call that goes on with one that waits, by now the only one that does.
+
+    Raises:
+        InputError: no call waits for this token, or the decision does not fit.
+        LogError: the log can't be read, or written.
+    """
+    call_id = decision.token.partition(".")[0]
+    log = guard.log if isinstance(guard.log, Resumable) else None
+    memory = guard._waiting or Memory()
+    left = log.left(call_id) if log is not None else memory.left(call_id)
+    call, resumption = going_on(left, decision)
+    assert left is not None  # going_on looked
+    answers = backend or guard.backend
+    performed = Performance(
+        call=call,
+        messages=left.stood.messages,
+        documents=left.stood.documents,
+        request=left.request,
+        sampling=left.sampling,
+        world=guard._live(answers, guard._secrets, guard.backends),
+        resumes=call_id,
+        resumption=resumption,
+    )
+    if log is None:
+        claimed = memory.take(call_id)
+    else:
+        scribe = guard._scribe(call, answers)
+        assert scribe is not None
+        claimed = log.claim(scribe.claim())
+    if not claimed:
+        raise unknown_token()
+    return performed, answers
+
+
+def unknown_token() -> InputError:
+    """Return the error of a token that resumes nothing, without saying why it does not."""
+    return InputError(
+        "no call waits for this token: it is unknown, was used already, or what it belongs to was "
+        "erased. A token resumes its call once."
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from .records import (
     Opening,
     Output,
     Payload,
+    Pending,
     RequestContent,
     Result,
     Segment,
@@ -42,12 +44,21 @@ class Scribe:
     `process` is the one that performs the call: a forked child has no part in it.
     """
 
-    def __init__(self, log: Log, call: Call, *, policy: Policy, identity: Identity) -> None:
+    def __init__(
+        self,
+        log: Log,
+        call: Call,
+        *,
+        policy: Policy,
+        identity: Identity,
+        backends: Mapping[str, Identity] | None = None,
+    ) -> None:
         self.process = os.getpid()
         self._log = log
         self._call = call
         self._policy = policy
         self._identity = identity
+        self._backends = dict(backends or {})
         self._events = 0
         self._messages = 0
 
@@ -65,6 +76,10 @@ class Scribe:
     def opening(self, check: str, effect: str) -> None:
         """Record that a check is about to touch the outside world."""
         self._log.append([Entry(Opening(**self._stamp(), check=check, effect=effect))])
+
+    def claim(self) -> Entry:
+        """Build the record that begins a resumed call: no other may begin it again."""
+        return Entry(Opening(**self._stamp(), check="", effect="resume"))
 
     def _fresh(self, trail: Trail) -> tuple[list[Event], list[Payload]]:
         """Return events and message payloads that are not recorded yet."""
@@ -108,6 +123,7 @@ class Scribe:
         content: RequestContent,
         *,
         operation: Literal["chat", "stream", "resume"] = "chat",
+        resumes: str | None = None,
     ) -> Entry:
         """Build the intent record of what is known before the model is asked."""
         events, payloads = self._fresh(trail)
@@ -126,6 +142,8 @@ class Scribe:
                 checks=self._policy.identities,
                 versions=versions(),
                 events=tuple(header_of(event) for event in events),
+                backends=self._backends,
+                resumes=resumes,
             ),
             (
                 Payload("policy", self._policy.written, shared=True),
@@ -154,6 +172,8 @@ class Scribe:
         error: str | None,
         duration_ns: int,
         first_released_ns: int | None = None,
+        token: str | None = None,
+        pending: Pending | None = None,
     ) -> Entry:
         """Build the result record."""
         events, payloads = self._fresh(trail)
@@ -167,12 +187,14 @@ class Scribe:
                 duration_ns=duration_ns,
                 error=error,
                 first_released_ns=first_released_ns,
+                token=token,
                 events=tuple(header_of(event) for event in events),
             ),
             (
                 *payloads,
                 self._told(trail, events),
                 Payload("output", trail.scrub(output)),
+                *(() if pending is None else (Payload("pending", trail.scrub(pending)),)),
             ),
         )
 
