@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.plugins.judges import (
     Model,
@@ -352,12 +353,15 @@ def without_time(answered: Reply) -> list[dict[str, Any]]:
 def test_the_built_in_engine_is_judged(tmp_path: Path) -> None:
     """The model's answers are computed again, the judge's words taken from the record."""
     policy = Policy([laws(backend="judge")], candidates=2)
-    sampling = Sampling(seed=7, max_tokens=16)
+    sampling, judging = Sampling(seed=7, max_tokens=16), judge()
     with Guard(
-        "local:demo", policy, tmp_path, sampling=sampling, backends={"judge": judge()}
+        "local:demo", policy, tmp_path, sampling=sampling, backends={"judge": judging}
     ) as kept:
         answered = kept.chat("Where is my order?")
         assert answered.verdict == "allow"
+        # The judge is asked in its own terms, not in those of the model that it judges.
+        drawn = msgspec.structs.replace(judging.requests[0].sampling, candidate=0)
+        assert drawn == Sampling(temperature=0.0, max_tokens=400, seed=7)
         replayed = kept.replay(answered.call_id)
         assert replayed.status == "verified", replayed.sentence()
         assert replayed.reexecuted == 2

@@ -11,7 +11,7 @@ deadline, the context is closed: a straggling thread can't add events to a call 
 
 from __future__ import annotations
 
-import random
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -25,6 +25,8 @@ from .trail import Asked
 from .vocabulary import Message
 
 if TYPE_CHECKING:
+    import random
+
     from .spending import Spent
     from .trail import Trail
 
@@ -99,7 +101,9 @@ class Context:
     def rng(self) -> random.Random:
         """A random generator of this invocation; its seed is recorded."""
         if self._rng is None:
-            seed = self._take("rng", "rng", lambda: random.SystemRandom().getrandbits(63))
+            import random  # few checks draw
+
+            seed = self._take("rng", "rng", lambda: int.from_bytes(os.urandom(8), "big") >> 1)
             self._rng = random.Random(seed)
         return self._rng
 
@@ -156,7 +160,7 @@ class Context:
 
         Args:
             messages: a prompt, or messages.
-            sampling: what it leaves open is the call's.
+            sampling: what it leaves open is the call's; of another backend only the seed is.
             response_format: what form the answer must have, as for `Guard.chat`.
             backend: the name of one of the guard's further backends; the call's own unless given.
 

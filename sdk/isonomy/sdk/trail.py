@@ -291,7 +291,9 @@ class Trail:
     def _request(self, asked: Asked, check: str, number: int) -> tuple[Request, int]:
         candidate = _NESTED_CANDIDATES + number
         sampling = None if asked.sampling is None else checked(asked.sampling)
-        chosen = msgspec.structs.replace(merged(sampling, self._sampling), candidate=candidate)
+        # Another backend has defaults of its own, and may not know the parameters of the call's.
+        ours = self._sampling if asked.backend is None else Sampling(seed=self._sampling.seed)
+        chosen = msgspec.structs.replace(merged(sampling, ours), candidate=candidate)
         if chosen.seed is None:
             chosen = msgspec.structs.replace(chosen, seed=self._sampling.seed)
         self._announce(check, "generate")
