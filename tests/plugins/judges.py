@@ -202,7 +202,7 @@ class Scoring(Model):
 
     def logprobs(self, request: Request, labels: tuple[str, ...]) -> tuple[float, ...]:
         self.scored.append(request)
-        assert labels == ("comply", "breach")
+        assert labels == ("yes", "no")
         return self._scores(request.messages[-1].text)
 
 

@@ -376,7 +376,7 @@ def test_explain_tells_the_story(tmp_path: Path) -> None:
         lines = list(timeline(log.call(call_id)))
     text = "\n".join(lines)
     for told in (
-        "log-probabilities of judge: 'comply' -2.303, 'breach' -0.1054",
+        "log-probabilities of judge: 'yes' -2.303, 'no' -0.1054",
         "nested of judge (scoring) (stop): It says boom,\nloudly.",
         "2 critiques of candidate/0",
         f"{'':37}0.10  house/peace    It says boom,\nloudly.",

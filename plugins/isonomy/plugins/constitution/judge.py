@@ -3,9 +3,9 @@
 A judgement is a score from 0 (breach) to 1 (compliance), and where asked for, a reason in words. It
 comes from the first of these that the backend can give:
 
-1. The log-probabilities of two labels: score = p(comply) / (p(comply) + p(breach)). Computed as
-   1 / (1 + exp(breach - comply)) in decimal arithmetic of 40 digits and rounded once, so that it
-   has the same bits on every platform, which the C library's exp does not promise.
+1. The log-probabilities of two labels: score = p(yes) / (p(yes) + p(no)). Computed as
+   1 / (1 + exp(no - yes)) in decimal arithmetic of 40 digits and rounded once, so that it has the
+   same bits on every platform, which the C library's exp does not promise.
 2. A JSON object that the backend is made to write by its schema: score / 100.
 3. The same object asked for in words, where the backend refuses the schema.
 
@@ -214,9 +214,9 @@ def _asked(prompt: str) -> tuple[Message, ...]:
     return (Message.of("user", prompt),)
 
 
-def compliance(comply: float, breach: float) -> float:
-    """Return p(comply) / (p(comply) + p(breach)) of two log-probabilities, correctly rounded."""
-    difference = min(max(breach - comply, -2000.0), 2000.0)  # beyond, it is 0 or 1 anyway
+def compliance(yes: float, no: float) -> float:
+    """Return p(yes) / (p(yes) + p(no)) of two log-probabilities, correctly rounded."""
+    difference = min(max(no - yes, -2000.0), 2000.0)  # beyond, it is 0 or 1 anyway
     return float(_EXACT.divide(1, _EXACT.add(1, _EXACT.exp(decimal.Decimal(difference)))))
 
 
