@@ -52,7 +52,8 @@ class Outlet:
         self.first_ns: int | None = None
         self.closed = False
         self.running: Running | None = None
-        self._started = time.perf_counter_ns()
+        self.started = time.perf_counter_ns()
+        """When the call began."""
 
     def recorded(self, piece: str) -> None:
         """Note that a piece's record is durable (or that there is no log): it is about to leave."""
@@ -80,7 +81,7 @@ class Outlet:
 
     def elapsed_ns(self) -> int:
         """Return nanoseconds since the call began."""
-        return time.perf_counter_ns() - self._started
+        return time.perf_counter_ns() - self.started
 
 
 class Streaming:

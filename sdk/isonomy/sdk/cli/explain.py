@@ -40,7 +40,7 @@ class Contents:
 
     def __init__(self, stored: StoredCall) -> None:
         from isonomy.sdk.events import Event
-        from isonomy.sdk.records import Output, RequestContent
+        from isonomy.sdk.records import Output, RequestContent, Segment
         from isonomy.sdk.vocabulary import Message
 
         self.damage = list(stored.damage)
@@ -58,6 +58,12 @@ class Contents:
         intent, result = stored.intent_record, stored.result_record
         self.request = self._read(intent, "request", RequestContent)
         self.output = self._read(result, "output", Output)
+        self.pieces = [
+            self._read(record, "text", str)
+            for record in stored.records
+            if isinstance(record.record, Segment)
+        ]
+        """What left as a stream; `None` where it can't be read."""
 
     def _read(self, record: StoredRecord | None, name: str, type_: type[_T]) -> _T | None:
         import msgspec
@@ -95,6 +101,7 @@ def as_data(stored: StoredCall) -> dict[str, Any]:
             for number, message in sorted(contents.messages.items())
         },
         "events": [msgspec.to_builtins(event) for event in contents.events],
+        "segments": contents.pieces,
         "output": msgspec.to_builtins(contents.output) if contents.output else None,
     }
 
@@ -127,6 +134,13 @@ def timeline(stored: StoredCall) -> Iterator[str]:
         yield f"  {event.sequence:>3}  {_tell(event)}"
         for line in _more(event):
             yield f"{'':<37}{line}"
+    if contents.pieces:
+        count = len(contents.pieces)
+        first = result.first_released_ns if result is not None else None
+        when = f", the first after {first / 1e6:.2f} ms" if first is not None else ""
+        yield f"  left in {count} piece{'s' if count > 1 else ''}{when}"
+        if output is None or output.error:
+            yield f"  left {_clip(''.join(piece or '' for piece in contents.pieces))}"
     if output is not None:
         if output.error:
             yield f"  error  {output.error}"
@@ -137,7 +151,7 @@ def timeline(stored: StoredCall) -> Iterator[str]:
         why = f": {output.reason}" if output and output.reason else ""
         yield f"verdict {result.verdict}{by}{why}"
     elif intent is not None:
-        yield "no result: the process ended before the answer was released"
+        yield "no result: the process ended before the whole answer was released"
 
 
 def _when(wall_ns: int) -> str:

@@ -29,6 +29,8 @@ def sql_command(query: str, log: str | None, as_json: bool) -> None:
     events       a row an event of a call, in sequence
     decisions    what each check said
     generations  what the model was asked and answered
+    attempts     every try at a remote endpoint
+    segments     what left as a stream, piece by piece
     tokens       a row a generated token, with its log-probability
     checks       which checks a call had, in which version
     records      the hashed records; payloads: their contents
