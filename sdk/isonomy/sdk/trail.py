@@ -18,7 +18,7 @@ from .canonical import canonical, carriable, own
 from .errors import InputError, IsonomyError
 from .events import BackendFailed, Effect, Event, Generated, Scored
 from .generation import Generation, Request, Sampling
-from .requests import checked, merged
+from .requests import checked
 from .vocabulary import Message
 from .world import Asker, ReplayedError, World, ends_the_task
 
@@ -290,12 +290,14 @@ class Trail:
 
     def _request(self, asked: Asked, check: str, number: int) -> tuple[Request, int]:
         candidate = _NESTED_CANDIDATES + number
-        sampling = None if asked.sampling is None else checked(asked.sampling)
-        # Another backend has defaults of its own, and may not know the parameters of the call's.
-        ours = self._sampling if asked.backend is None else Sampling(seed=self._sampling.seed)
-        chosen = msgspec.structs.replace(merged(sampling, ours), candidate=candidate)
-        if chosen.seed is None:
-            chosen = msgspec.structs.replace(chosen, seed=self._sampling.seed)
+        if asked.sampling is not None:
+            chosen = checked(asked.sampling)
+        elif asked.backend is None:
+            chosen = self._sampling
+        else:  # another backend may not know the parameters of the call's
+            chosen = Sampling()
+        seed = self._sampling.seed if chosen.seed is None else chosen.seed
+        chosen = msgspec.structs.replace(chosen, candidate=candidate, seed=seed)
         self._announce(check, "generate")
         request = Request(
             messages=asked.messages, sampling=chosen, response_format=asked.response_format
