@@ -10,7 +10,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -43,7 +43,7 @@ def last_text(body: dict[str, Any]) -> str:
     items = body.get("messages", body.get("input"))
     if isinstance(items, str):
         return items
-    for item in reversed(items):
+    for item in reversed(items or []):
         if item.get("role") == "user":
             content = item["content"]
             if isinstance(content, str):
@@ -256,10 +256,3 @@ class Provider:
     def close(self) -> None:
         self.server.should_exit = True
         self.thread.join()
-
-
-def serving() -> Iterator[Provider]:
-    """A provider for a fixture."""
-    provider = Provider()
-    yield provider
-    provider.close()

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -26,7 +25,7 @@ from isonomy.sdk import (
     reply_of,
 )
 
-from .openai_server import Provider, Raw, serving
+from .openai_server import Raw
 
 TOOLS = [
     {
@@ -50,38 +49,6 @@ HELLO = [{"role": "user", "content": "hello"}]
 class Person(pydantic.BaseModel):
     name: str
     age: int
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Provider]:
-    yield from serving()
-
-
-@pytest.fixture
-def provider(server: Provider) -> Iterator[Provider]:
-    server.requests.clear()
-    server.headers.clear()
-    server.paths.clear()
-    yield server
-    from .openai_server import spoken
-
-    server.say, server.answer, server.pause, server.sent = spoken, None, 0.0, 0
-
-
-@pytest.fixture
-def client(provider: Provider) -> Iterator[OpenAI]:
-    with OpenAI(api_key="sk-secret", base_url=provider.url, max_retries=0) as opened:
-        yield opened
-
-
-def acall(provider: Provider, guard: Guard, use: Any, **options: Any) -> Any:
-    """Run `use(wrapped client)` in a loop of its own."""
-
-    async def run() -> Any:
-        async with AsyncOpenAI(api_key="sk-secret", base_url=provider.url, max_retries=0) as opened:
-            return await use(guard.wrap(opened, **options))
-
-    return asyncio.run(run())
 
 
 MATRIX: dict[str, dict[str, Any]] = {
@@ -154,11 +121,11 @@ def comparable(sent: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{name: h[name] for name in h if name not in changing} for h in sent]
 
 
-def test_the_same_request_arrives_and_the_same_object_comes_back(provider, client, arguments):
+def test_the_same_request_and_the_same_object(provider, client, acall, arguments):
     plain = client.chat.completions.create(**arguments)
     with Guard(policy=[lambda text: True]) as guard:
         wrapped = guard.wrap(client).chat.completions.create(**arguments)
-        again = acall(provider, guard, lambda c: c.chat.completions.create(**arguments))
+        again = acall(guard, lambda c: c.chat.completions.create(**arguments))
     assert type(wrapped) is type(plain)
     assert wrapped.model_dump() == plain.model_dump() == again.model_dump()
     assert wrapped._request_id == plain._request_id == again._request_id
@@ -243,7 +210,7 @@ def test_parsed_tool_arguments(provider, client):
     assert call.function.parsed_arguments == Weather(city="Bern", days=0)
 
 
-def test_raw_responses_hold_what_is_released(provider, client):
+def test_raw_responses_hold_what_is_released(provider, client, acall):
     arguments = {"model": "m", "messages": HELLO}
     plain = client.chat.completions.with_raw_response.create(**arguments)
     with Guard(policy=[lambda text: True]) as guard:
@@ -263,7 +230,7 @@ def test_raw_responses_hold_what_is_released(provider, client):
         async def raw(c: Any) -> Any:
             return (await c.chat.completions.with_raw_response.create(**arguments)).parse()
 
-        assert acall(provider, guard, raw) == plain.parse()
+        assert acall(guard, raw) == plain.parse()
     with Guard(policy=[on_output(lambda text: Replace(content="other"))]) as guard:
         wrapped = guard.wrap(client).chat.completions.with_raw_response.create(**arguments)
         assert "You said" not in wrapped.text
@@ -272,7 +239,7 @@ def test_raw_responses_hold_what_is_released(provider, client):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 429, 500, 503])
-def test_errors_are_the_clients_own_and_in_the_log(provider, client, status, tmp_path):
+def test_errors_are_the_clients_own_and_in_the_log(provider, client, acall, status, tmp_path):
     said = json.dumps({"error": {"message": "no, sk-secret", "code": "c", "param": "p"}})
     provider.answer = lambda body: Raw(said.encode(), status=status)
     with pytest.raises(openai.APIStatusError) as plain:
@@ -281,7 +248,7 @@ def test_errors_are_the_clients_own_and_in_the_log(provider, client, status, tmp
         with pytest.raises(openai.APIStatusError) as wrapped:
             guard.wrap(client).chat.completions.create(model="m", messages=HELLO)
         with pytest.raises(openai.APIStatusError) as again:
-            acall(provider, guard, lambda c: c.chat.completions.create(model="m", messages=HELLO))
+            acall(guard, lambda c: c.chat.completions.create(model="m", messages=HELLO))
         assert type(wrapped.value) is type(plain.value) is type(again.value)
         assert wrapped.value.body == plain.value.body
         assert wrapped.value.request_id == plain.value.request_id
@@ -412,15 +379,13 @@ def test_a_replaced_answer_keeps_its_type_and_loses_what_nobody_checked(provider
     assert reply_of(released).verdict == "replace"
 
 
-def test_a_call_blocked_at_the_input_is_not_sent(provider, client):
+def test_a_call_blocked_at_the_input_is_not_sent(provider, client, acall):
     with Guard(policy=[on_input(lambda text: False)]) as guard:
         wrapped = guard.wrap(client)
         answer = wrapped.chat.completions.create(model="m", messages=HELLO, n=2)
         reply = reply_of(answer)
         refusal = guard.policy.refusal
-        again = acall(
-            provider, guard, lambda c: c.chat.completions.create(model="m", messages=HELLO)
-        )
+        again = acall(guard, lambda c: c.chat.completions.create(model="m", messages=HELLO))
     assert provider.requests == []
     assert type(answer) is type(again)
     assert [choice.finish_reason for choice in answer.choices] == ["content_filter"] * 2
@@ -624,7 +589,7 @@ def test_extra_body_is_judged_too(provider, client):
         ("GET /chat", lambda c: c.get("/chat", cast_to=object)),
     ],
 )
-def test_what_is_not_guarded_is_refused_by_name(provider, client, named, use):
+def test_what_is_not_guarded_is_refused_by_name(provider, client, acall, named, use):
     with Guard() as guard:
         with pytest.raises(InputError) as caught:
             use(guard.wrap(client))
@@ -636,7 +601,7 @@ def test_what_is_not_guarded_is_refused_by_name(provider, client, named, use):
                 await answer
 
         with pytest.raises(InputError) as caught:
-            acall(provider, guard, run)
+            acall(guard, run)
         assert named in str(caught.value)
     assert provider.requests == []
 
@@ -702,7 +667,7 @@ def test_settings_of_the_guards_own_are_sent(provider, client):
     }
 
 
-def test_a_check_can_ask_the_same_model(provider, client):
+def test_a_check_can_ask_the_same_model(provider, client, acall):
     class Judge:
         @hookimpl
         def post_validate(self, candidate: Any, ctx: Any) -> Any:
@@ -720,7 +685,7 @@ def test_a_check_can_ask_the_same_model(provider, client):
         with Guard(policy=[check(judge, id="judge", timeout=5.0)]) as guard:
             answer = guard.wrap(client).chat.completions.create(**arguments)
             assert answer.choices[0].message.content == "You said: hello"
-            again = acall(provider, guard, lambda c: c.chat.completions.create(**arguments))
+            again = acall(guard, lambda c: c.chat.completions.create(**arguments))
             assert again.model_dump() == answer.model_dump()
     assert provider.requests[1] == {
         "model": "m",
@@ -742,7 +707,7 @@ def test_azure_clients(provider):
     azure.close()
 
 
-def test_64_calls_at_once_with_other_replacements_never_mix(provider):
+def test_64_calls_at_once_with_other_replacements_never_mix(provider, acall):
     def hide(text: str) -> Replace:
         return Replace(content=text.replace("secret", "hidden"))
 
@@ -757,7 +722,7 @@ def test_64_calls_at_once_with_other_replacements_never_mix(provider):
         )
 
     with Guard(policy=[on_input(hide), on_output(lambda t: Replace(content=f"<{t}>"))]) as guard:
-        answers = acall(provider, guard, use)
+        answers = acall(guard, use)
     said = [answer.choices[0].message.content for answer in answers]
     assert said == [f"<You said: hidden {n}>" for n in range(64)]
     assert len({reply_of(answer).call_id for answer in answers}) == 64

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +26,8 @@ from ..errors import BackendError, InputError
 from ..performing import Reply
 from ..registry import nearest
 from .openai_exchange import Exchange, retries_of
+from .openai_responses import Responses
+from .openai_streams import Reading, abody_of, aresponse_of, body_of, response_of
 from .openai_wire import Chat, Wire
 from .replies import remember
 from .settings import Settings
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 _HttpResponse: Any = getattr(_base_client, "httpx2", None) or getattr(_base_client, "httpx")  # noqa: B009
 _HttpResponse = _HttpResponse.Response
 """The class of HTTP responses that the installed openai package works with."""
-_WIRES: dict[str, Wire] = {wire.path: wire for wire in (Chat(),)}
+_WIRES: dict[str, Wire] = {Chat.path: Chat(), Responses.path: Responses()}
 """Guarded APIs, by the path that requests are posted to."""
 _GUARDED = ("chat", "responses", "with_raw_response", "with_streaming_response")
 """Resources of a client that lead to guarded methods."""
@@ -141,7 +143,7 @@ class _Guarding:
         client: Any,
         options: Any,
         stream: bool,
-        send: Callable[[Any], Any],
+        send: Callable[[Any, bool], Any],
         loop: Any = None,
     ) -> Exchange | None:
         """Return the exchange that a request begins, or `None` where it is allowed as it is.
@@ -161,8 +163,16 @@ class _Guarding:
             raise _refusal(name)
         body = _body_of(options)
         asked = wire.asked(body, self.settings.carry)
-        if stream or asked.stream:
-            raise InputError("streams are not guarded, so a wrapped client refuses them.")
+        if stream != asked.stream:
+            raise InputError(
+                "the request's body and the method disagree about streaming. Pass stream=True to "
+                "the method, not in extra_body."
+            )
+        if body.get("background") and not self.allows("responses.retrieve"):
+            raise InputError(
+                "an answer made in the background is fetched later, and nobody would judge it "
+                "then. Leave background out, or allow responses.retrieve."
+            )
         original = options.model_copy()
 
         def sending(changed: dict[str, Any] | None) -> Any:
@@ -172,7 +182,7 @@ class _Guarding:
                 if exchange.received:  # another request than the one that the caller's key is for
                     again.idempotency_key = None
                     again.headers = _without_idempotency(again.headers)
-            return send(again)
+            return send(again, (body if changed is None else changed).get("stream") is True)
 
         exchange = Exchange(
             wire,
@@ -181,6 +191,7 @@ class _Guarding:
             base_url=str(client.base_url),
             secret=_key(client),
             send=sending,
+            decoder=client._make_sse_decoder,
             loop=loop,
         )
         return exchange
@@ -254,31 +265,43 @@ class _Wrapped:
     with_options = copy
 
     def _handed(
-        self,
-        exchange: Exchange,
-        replies: list[Reply],
-        cast_to: Any,
-        options: Any,
-        stream_cls: Any,
+        self, exchange: Exchange, replies: list[Reply], cast_to: Any, options: Any
     ) -> dict[str, Any]:
-        """Return with what the client's own code makes its caller's object.
+        """Return of what the client's own code makes its caller's object.
 
         Raises:
             Blocked: the policy stopped the call, and the caller wanted that to raise.
         """
         for reply in replies:
             self._isonomy.settings.stops(reply)
-        http, body = exchange.released(replies)
-        if body is not None:
-            http = _response(self, http, options, json.dumps(body).encode())
-        return {
-            "cast_to": cast_to,
-            "options": options,
-            "response": http,
-            "stream": False,
-            "stream_cls": stream_cls,
-            "retries_taken": retries_of(http),
-        }
+        released = exchange.released(replies)
+        http = released.received.http if released.received is not None else None
+        if released.body is not None:
+            http = _response(self, http, options, json.dumps(released.body).encode())
+        return _parsing(cast_to, options, http)
+
+    def _reading(self, exchange: Exchange) -> Reading:
+        guarding = self._isonomy
+        return Reading(exchange, guarding.settings, guarding.guard.policy)
+
+    def _template(self, exchange: Exchange, options: Any) -> tuple[Any, Any, Any]:
+        """Return the provider's HTTP response, if there is one, or what one is made of."""
+        if exchange.received:
+            return exchange.received[-1].http, None, None
+        return None, _HttpResponse, cast(Any, self)._build_request(options)
+
+
+def _parsing(
+    cast_to: Any, options: Any, http: Any, stream: bool = False, stream_cls: Any = None
+) -> dict[str, Any]:
+    return {
+        "cast_to": cast_to,
+        "options": options,
+        "response": http,
+        "stream": stream,
+        "stream_cls": stream_cls,
+        "retries_taken": retries_of(http),
+    }
 
 
 class _SyncWrapped(_Wrapped):
@@ -287,23 +310,26 @@ class _SyncWrapped(_Wrapped):
     ) -> Any:
         unguarded = super().request  # type: ignore[misc]
 
-        def send(changed: Any) -> Any:
-            received = unguarded(_HttpResponse, changed, stream=False)
+        def send(changed: Any, streamed: bool) -> Any:
+            received = unguarded(_HttpResponse, changed, stream=streamed)
             http = getattr(received, "http_response", received)
-            http.read()
+            if not streamed:
+                http.read()
             return http
 
         guarding = self._isonomy
         exchange = guarding.exchange(self, options, stream, send)
         if exchange is None:
             return unguarded(cast_to, options, stream=stream, stream_cls=stream_cls)
-        cast_to = cast(Any, self)._maybe_override_cast_to(cast_to, options)
+        own = cast(Any, self)
+        cast_to = own._maybe_override_cast_to(cast_to, options)
+        if stream and exchange.asked.n == 1:
+            return self._streamed(exchange, cast_to, options, stream_cls)
         replies: list[Reply] = []
         original: BaseException | None = None
         try:
             for choice in range(exchange.asked.n):
-                first = replies[0] if replies else None
-                call = guarding.options(exchange, choice, first)
+                call = guarding.options(exchange, choice, replies[0] if replies else None)
                 replies.append(guarding.guard.chat(exchange.asked.messages, **call))
         except BackendError as failure:
             original = exchange.original(failure)
@@ -311,13 +337,41 @@ class _SyncWrapped(_Wrapped):
                 raise
         if original is not None:
             raise original
-        handed = self._handed(exchange, replies, cast_to, options, stream_cls)
+        if stream:
+            told = self._reading(exchange).ended(replies)
+            http = response_of(*self._template(exchange, options), iter(told), lambda: None)
+            handed = _parsing(cast_to, options, http, True, stream_cls)
+        else:
+            handed = self._handed(exchange, replies, cast_to, options)
         try:
-            made = cast(Any, self)._process_response(**handed)
+            made = own._process_response(**handed)
         except Exception as error:
             remember(error, replies)
             raise
         remember(made, replies)
+        return made
+
+    def _streamed(self, exchange: Exchange, cast_to: Any, options: Any, stream_cls: Any) -> Any:
+        guarding = self._isonomy
+        call = guarding.options(exchange, 0, None)
+        stream = guarding.guard.stream(exchange.asked.messages, **call)
+        first, failure = None, None
+        try:
+            first = next(stream, None)
+        except BackendError as error:
+            failure = error
+        refused = exchange.refused_at_opening(failure)
+        if refused is not None:
+            raise refused
+        if first is None and failure is None:
+            guarding.settings.stops(stream.reply)
+        reading = self._reading(exchange)
+        body = body_of(reading, stream, first, failure)
+        http = response_of(*self._template(exchange, options), body, stream.close)
+        made = cast(Any, self)._process_response(
+            **_parsing(cast_to, options, http, True, stream_cls)
+        )
+        reading.read_by(made)
         return made
 
 
@@ -327,23 +381,26 @@ class _AsyncWrapped(_Wrapped):
     ) -> Any:
         unguarded = super().request  # type: ignore[misc]
 
-        async def send(changed: Any) -> Any:
-            received = await unguarded(_HttpResponse, changed, stream=False)
+        async def send(changed: Any, streamed: bool) -> Any:
+            received = await unguarded(_HttpResponse, changed, stream=streamed)
             http = getattr(received, "http_response", received)
-            await http.aread()
+            if not streamed:
+                await http.aread()
             return http
 
         guarding = self._isonomy
         exchange = guarding.exchange(self, options, stream, send, asyncio.get_running_loop())
         if exchange is None:
             return await unguarded(cast_to, options, stream=stream, stream_cls=stream_cls)
-        cast_to = cast(Any, self)._maybe_override_cast_to(cast_to, options)
+        own = cast(Any, self)
+        cast_to = own._maybe_override_cast_to(cast_to, options)
+        if stream and exchange.asked.n == 1:
+            return await self._streamed(exchange, cast_to, options, stream_cls)
         replies: list[Reply] = []
         original: BaseException | None = None
         try:
             for choice in range(exchange.asked.n):
-                first = replies[0] if replies else None
-                call = guarding.options(exchange, choice, first)
+                call = guarding.options(exchange, choice, replies[0] if replies else None)
                 replies.append(await guarding.guard.achat(exchange.asked.messages, **call))
         except BackendError as failure:
             original = exchange.original(failure)
@@ -351,14 +408,53 @@ class _AsyncWrapped(_Wrapped):
                 raise
         if original is not None:
             raise original
-        handed = self._handed(exchange, replies, cast_to, options, stream_cls)
+        if stream:
+            told = self._reading(exchange).ended(replies)
+            http = aresponse_of(*self._template(exchange, options), _each(told), _nothing)
+            handed = _parsing(cast_to, options, http, True, stream_cls)
+        else:
+            handed = self._handed(exchange, replies, cast_to, options)
         try:
-            made = await cast(Any, self)._process_response(**handed)
+            made = await own._process_response(**handed)
         except Exception as error:
             remember(error, replies)
             raise
         remember(made, replies)
         return made
+
+    async def _streamed(
+        self, exchange: Exchange, cast_to: Any, options: Any, stream_cls: Any
+    ) -> Any:
+        guarding = self._isonomy
+        call = guarding.options(exchange, 0, None)
+        stream = guarding.guard.astream(exchange.asked.messages, **call)
+        first, failure = None, None
+        try:
+            first = await anext(stream, None)
+        except BackendError as error:
+            failure = error
+        refused = exchange.refused_at_opening(failure)
+        if refused is not None:
+            raise refused
+        if first is None and failure is None:
+            guarding.settings.stops(stream.reply)
+        reading = self._reading(exchange)
+        body = abody_of(reading, stream, first, failure)
+        http = aresponse_of(*self._template(exchange, options), body, stream.aclose)
+        made = await cast(Any, self)._process_response(
+            **_parsing(cast_to, options, http, True, stream_cls)
+        )
+        reading.read_by(made)
+        return made
+
+
+async def _each(told: list[bytes]) -> AsyncIterator[bytes]:
+    for data in told:
+        yield data
+
+
+async def _nothing() -> None:
+    """Close nothing."""
 
 
 @cache

@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ..canonical import canonical, carriable
-from ..errors import BackendError, RemoteError
+from ..errors import BackendError, IsonomyError, RemoteError
 from ..generation import Generation, Identity, Request, Sampling
 from ..performing import Reply
 from ..vocabulary import Candidate, Message
+from .openai_events import Reader
 from .openai_wire import SEED_BITS, Asked, InvalidResponse, Wire, without_stale_reasoning
 
 if TYPE_CHECKING:
@@ -40,13 +41,41 @@ Send = Callable[[dict[str, Any] | None], Any]
 """Sends a body (`None`: the caller's own request as it is) and returns the HTTP response."""
 
 
-class Received(msgspec.Struct, frozen=True):
-    """A response of the provider, and what it was asked."""
+class Told(msgspec.Struct, frozen=True):
+    """An event of a stream: its type and data as they came, and what it says.
+
+    `text` is what it adds to the answer; it is `plain` where it says nothing else.
+    """
+
+    name: str | None
+    data: str
+    event: dict[str, Any]
+    text: str = ""
+    plain: bool = False
+
+
+class Received(msgspec.Struct):
+    """A response of the provider, and what it was asked; of a stream, what has come of it.
+
+    `body` and `answers` are there when all of it is; `text` is the first answer's so far.
+    """
 
     http: Any
-    body: dict[str, Any]
     messages: tuple[Message, ...]
-    answers: list[Candidate]
+    body: dict[str, Any] = {}
+    answers: list[Candidate] = []
+    events: list[Told] = []
+    text: str = ""
+
+
+class ErrorEvent(Exception):
+    """The provider told of an error in mid-stream; `told` is what it said."""
+
+    def __init__(self, told: Told) -> None:
+        self.told = told
+        error = told.event.get("error") or told.event
+        said = error.get("message") if isinstance(error, dict) else error
+        super().__init__(str(said or "An error occurred during streaming"))
 
 
 class Exchange:
@@ -59,6 +88,7 @@ class Exchange:
         base_url: whom the client asks.
         secret: the client's key, which no record may hold.
         send: sends a body; for an async client it returns an awaitable.
+        decoder: makes a decoder of server-sent events.
         loop: the event loop that an async client is used in.
     """
 
@@ -71,6 +101,7 @@ class Exchange:
         base_url: str,
         secret: str,
         send: Send,
+        decoder: Callable[[], Any],
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.wire = wire
@@ -83,6 +114,7 @@ class Exchange:
         self._base_url = base_url
         self._secret = secret
         self._send = send
+        self._decoder = decoder
         self._loop = loop
         self._added: dict[str, Any] = {}
         self._raised: dict[int, tuple[BackendError, BaseException]] = {}
@@ -121,7 +153,10 @@ class Exchange:
                 http = self._waited_for(self._body_for(request))
             except Exception as error:
                 raise self._failed(error) from error
-            received = self._read(request, http)
+            if self._streams(request):
+                received = self._listened(request, http, on_text)
+            else:
+                received = self._read(request, http)
         return self._generation(request, received, on_text)
 
     async def agenerate(
@@ -134,7 +169,10 @@ class Exchange:
                 http = await self._awaited(self._body_for(request))
             except Exception as error:
                 raise self._failed(error) from error
-            received = self._read(request, http)
+            if self._streams(request):
+                received = await self._alistened(request, http, on_text)
+            else:
+                received = self._read(request, http)
         return self._generation(request, received, on_text)
 
     def _waited_for(self, body: dict[str, Any] | None) -> Any:
@@ -208,9 +246,87 @@ class Exchange:
             raise self._unusable(said) from None
         except (InvalidResponse, UnicodeDecodeError) as error:
             raise self._unusable(str(error)) from None
-        received = Received(http, body, request.messages, answers)
+        received = Received(http, request.messages, body, answers)
         if not _is_nested(request):
             self.received.append(received)
+        return received
+
+    # Streams.
+
+    def _streams(self, request: Request) -> bool:
+        return self.asked.stream and not _is_nested(request)
+
+    def _listened(
+        self, request: Request, http: Any, on_text: Callable[[str], None] | None
+    ) -> Received:
+        """Read a stream to its end."""
+        received, reader, take = self._listening(request, http, on_text)
+        try:
+            for event in self._decoder().iter_bytes(http.iter_bytes()):
+                if not take(event):
+                    break
+        except IsonomyError:
+            raise
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            http.close()
+        return self._complete(received, reader)
+
+    async def _alistened(
+        self, request: Request, http: Any, on_text: Callable[[str], None] | None
+    ) -> Received:
+        """Read a stream to its end, in the loop that the client is used in."""
+        received, reader, take = self._listening(request, http, on_text)
+        try:
+            async for event in self._decoder().aiter_bytes(http.aiter_bytes()):
+                if not take(event):
+                    break
+        except IsonomyError:
+            raise
+        except Exception as error:
+            raise self._failed(error) from error
+        finally:
+            await http.aclose()
+        return self._complete(received, reader)
+
+    def _listening(
+        self, request: Request, http: Any, on_text: Callable[[str], None] | None
+    ) -> tuple[Received, Reader, Callable[[Any], bool]]:
+        """Return what will have been received, and what takes an event of the stream into it."""
+        received = Received(http, request.messages)
+        self.received.append(received)
+        reader = self.wire.reader()
+
+        def take(sse: Any) -> bool:
+            if sse.data.startswith("[DONE]"):  # as the client does
+                received.events.append(Told(sse.event, sse.data, {}))
+                return False
+            event = json.loads(sse.data)
+            if not isinstance(event, dict):
+                raise InvalidResponse("an event of the stream is no JSON object")
+            if event.get("error") or event.get("type") == "error":
+                raise ErrorEvent(Told(sse.event, sse.data, event))
+            try:
+                text, plain = reader.take(event)
+            except (AttributeError, TypeError, ValueError, KeyError) as error:
+                raise InvalidResponse(f"an event of the stream is malformed: {error}") from None
+            received.events.append(Told(sse.event, sse.data, event, text, plain))
+            received.text += text
+            if text and on_text is not None and self.asked.n == 1:
+                on_text(text)
+            return True
+
+        return received, reader, take
+
+    def _complete(self, received: Received, reader: Reader) -> Received:
+        received.body = reader.response()
+        try:
+            received.answers = self.wire.answers(received.body)
+        except InvalidResponse as error:
+            raise self._unusable(str(error)) from None
+        if self.asked.n == 1 and received.answers[0].text != received.text:
+            raise self._unusable("its events and the response that they end with differ")
         return received
 
     def _generation(
@@ -231,14 +347,17 @@ class Exchange:
             runtime["request_id"] = name
         if len(received.answers) > 1:
             runtime["choice"] = index
-        if on_text is not None and answer.text:
+        streamed = bool(received.events)
+        if on_text is not None and answer.text and not (streamed and self.asked.n == 1):
             on_text(answer.text)
         return Generation(
             content=answer.content,
             finish_reason=answer.finish_reason,
             model=str(body.get("model") or self.asked.model),
             usage=self.wire.usage(body),
-            raw=self._clean(received.http.text),
+            raw=self._clean(
+                "\n".join(told.data for told in received.events) if streamed else received.http.text
+            ),
             runtime=runtime,
         )
 
@@ -261,6 +380,12 @@ class Exchange:
         kept = self._raised.get(id(failure))
         return None if kept is None else kept[1]
 
+    def refused_at_opening(self, failure: BackendError | None) -> BaseException | None:
+        """Return what opening a stream is to raise: a failure before the provider answered."""
+        if failure is None or self.received:
+            return None
+        return self.original(failure) or failure
+
     def _unusable(self, why: str) -> BackendError:
         return BackendError(
             f"the endpoint's answer can't be judged: {self._clean(why)[:_LONGEST_MESSAGE]}. It was "
@@ -274,48 +399,58 @@ class Exchange:
 
     # Releasing.
 
-    def released(self, replies: list[Reply]) -> tuple[Any, dict[str, Any] | None]:
-        """Return what the client is to be given.
-
-        Returns:
-            The provider's HTTP response, if one was received, and the body that takes the place of
-            its own; `None` where that stays as it is.
-        """
+    def released(self, replies: list[Reply]) -> Released:
+        """Return what the client is to be given for the replies to a request's calls."""
         if not self.received:
             refusals = [reply.text for reply in replies]
             made = self.wire.refused(
                 self.body, refusals, id=replies[0].call_id, created=int(time.time())
             )
-            return None, made
-        base = self.received[-1] if len(replies) == 1 else self.received[0]
+            return Released(None, made, {i: _candidate(i, r) for i, r in enumerate(replies)})
+        base = self.received[0]
         if len(replies) == 1:
-            base = self._origin(replies[0], base)
+            base = self._origin(replies[0]) or self.received[-1]
         changed: dict[int, Candidate] = {}
         stopped: list[int] = []
-        for index, reply in enumerate(replies):
-            place = index if len(replies) > 1 else 0
+        for place, reply in enumerate(replies):
             given = base.answers[place] if place < len(base.answers) else None
             if reply.blocked:
                 stopped.append(place)
             if given is None or not _same(reply, given):
-                said = Candidate(
-                    index=place,
-                    content=reply.output.content,
-                    finish_reason=reply.finish_reason or "stop",
-                )
+                said = _candidate(place, reply)
                 if given is not None and not reply.blocked:
                     said = without_stale_reasoning(said, given)
                 changed[place] = said
         if not changed:
-            return base.http, None
-        return base.http, self.wire.released(base.body, changed, stopped)
+            return Released(base, None, {})
+        return Released(base, self.wire.released(base.body, changed, stopped), changed)
 
-    def _origin(self, reply: Reply, otherwise: Received) -> Received:
+    def _origin(self, reply: Reply) -> Received | None:
         """Return the response that holds the answer which is released as it was given."""
         for received, index in reversed(self._answered):
             if _same(reply, received.answers[index]):
                 return received
-        return otherwise
+        return None
+
+
+class Released(msgspec.Struct, frozen=True):
+    """What a client is to be given.
+
+    The provider's response, if there was one; the body that takes the place of its own, unless that
+    stays as it is; and the answers that are not the provider's, by their number.
+    """
+
+    received: Received | None
+    body: dict[str, Any] | None
+    changed: dict[int, Candidate]
+
+
+def _candidate(index: int, reply: Reply) -> Candidate:
+    return Candidate(
+        index=index,
+        content=reply.output.content,
+        finish_reason=reply.finish_reason or "stop",
+    )
 
 
 def _is_nested(request: Request) -> bool:

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..generation import Sampling, Usage
 from ..vocabulary import Candidate, Message, Reasoning, Text
 from .openai_answers import BLOCKED, candidate_of, choice_of, completion_of, usage_of
+from .openai_events import ChatReader, ChatTeller, Reader, Teller
 from .openai_format import item_of, items_of, request_of
 from .rewriting import rewritten
 
@@ -37,6 +38,8 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None
     n: int = 1
     stream: bool = False
+    usage: bool = False
+    """Whether a stream is to tell its usage."""
 
 
 class InvalidResponse(Exception):
@@ -45,6 +48,12 @@ class InvalidResponse(Exception):
 
 class Wire(Protocol):
     """One API of the provider."""
+
+    teller: Teller
+
+    def reader(self) -> Reader:
+        """Return what reads a stream of this API."""
+        ...
 
     def asked(self, body: Body, carry: Collection[str]) -> Asked:
         """Read the body of a request.
@@ -113,6 +122,11 @@ class Chat:
     """Chat completions."""
 
     path = "/chat/completions"
+    teller: Teller = ChatTeller()
+
+    def reader(self) -> Reader:
+        """Return what reads a stream of chunks."""
+        return ChatReader()
 
     def asked(self, body: Body, carry: Collection[str]) -> Asked:
         """Read the body of a request."""
@@ -131,12 +145,12 @@ class Chat:
             user=request.user,
             n=request.n,
             stream=request.stream,
+            usage=request.include_usage,
         )
 
     def asking(self, body: Body, asked: Asked, messages: Sequence[Message]) -> dict[str, Any]:
         """Return the body of a request that says `messages`."""
-        items = rewritten(asked.items, asked.messages, messages, item_of)
-        return {**body, "messages": _answered(items)}
+        return {**body, "messages": rewritten(asked.items, asked.messages, messages, item_of)}
 
     def nested(self, body: Body, messages: Sequence[Message]) -> dict[str, Any]:
         """Return the body of another request to the same model."""
@@ -200,20 +214,3 @@ class Chat:
             ],
             usage=Usage(0, 0),
         )
-
-
-def _answered(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages in which every tool call is answered, for the provider refuses others.
-
-    Tool calls that led to another round (feedback, instead of the tool's answer) were not run.
-    """
-    result = []
-    for place, item in enumerate(items):
-        result.append(item)
-        after = items[place + 1]["role"] if place + 1 < len(items) else "tool"
-        if item["role"] == "assistant" and after not in ("tool", "function"):
-            result += [
-                {"role": "tool", "tool_call_id": call["id"], "content": "(not run)"}
-                for call in item.get("tool_calls") or ()
-            ]
-    return result
