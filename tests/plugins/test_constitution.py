@@ -37,6 +37,7 @@ from isonomy.sdk.events import (
     Revised,
     Scored,
 )
+from isonomy.sdk.testing import assert_conforms
 
 SEED = Sampling(seed=7)
 
@@ -160,16 +161,30 @@ def test_what_still_breaches_in_the_end(tmp_path: Path, on_breach: Any, verdict:
 
 
 def test_a_person_may_decide(tmp_path: Path) -> None:
+    """What a person approves goes out; what a person writes is judged, and on record."""
     model = assistant("boom", revised="still boom")
     constitution = laws(backend="judge", on_breach="ask_human")
+
+    def waiting(kept: Guard) -> str:
+        asking = kept.chat("tea?")
+        assert (asking.verdict, asking.text) == ("ask_human", "No.")
+        verified(kept, asking)
+        assert asking.token
+        return asking.token
+
     with guard(model, constitution, log=tmp_path, judge=judge()) as kept:
-        waiting = kept.chat("tea?")
-        assert waiting.verdict == "ask_human"
-        assert waiting.token
-        verified(kept, waiting)
-        answered = kept.resume(waiting.token, "approve", by="jo")
-        assert answered.text == "still boom"
-        verified(kept, answered)
+        approved = kept.resume(waiting(kept), "approve", by="jo")
+        assert approved.text == "still boom"
+        verified(kept, approved)
+        edited = kept.resume(waiting(kept), "edit", edited="kind tea", by="jo")
+        assert edited.text == "kind tea"
+        verified(kept, edited)
+        stubborn = kept.resume(waiting(kept), "edit", edited="rude boom", by="jo")
+        (judged,) = [e for e in of_type(stubborn, Judged) if e.stage == "post_validate"]
+        assert judged.verdict is not None
+        assert judged.verdict.labels == ("house/peace", "house/manners")
+        assert stubborn.text == "rude boom"  # a person has decided what the check asks a person
+        verified(kept, stubborn)
 
 
 @pytest.mark.parametrize(("on_error", "verdict"), [("block", "block"), ("flag", "flag")])
@@ -365,6 +380,10 @@ def test_the_built_in_engine_is_judged(tmp_path: Path) -> None:
         replayed = kept.replay(answered.call_id)
         assert replayed.status == "verified", replayed.sentence()
         assert replayed.reexecuted == 2
+
+
+def test_it_keeps_the_rules_of_checks() -> None:
+    assert_conforms(laws(), texts=["boom", "rude"], judge=reply(90), skip=["linear"])
 
 
 def test_explain_tells_the_story(tmp_path: Path) -> None:

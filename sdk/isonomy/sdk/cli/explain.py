@@ -244,7 +244,7 @@ def _more(event: Event) -> Iterator[str]:
             width = max((len(critique.principle) for critique in event.critiques), default=0)
             for critique in event.critiques:
                 why = f"  {_clip(critique.reason)}" if critique.reason else ""
-                yield f"{critique.score:.2f}  {critique.principle:<{width}}{why}"
+                yield f"{critique.score:.2f}  {critique.principle:<{width}}{why}".rstrip()
         case events.Revised():
             yield f"now: {_clip(event.text)}"
 
