@@ -430,7 +430,7 @@ def test_nothing_leaves_when_the_log_fails_in_mid_stream(fails: int, way: str) -
             pieces.append(piece)
 
     with Guard(backend, [passing()], log) as guard:
-        with pytest.raises(LogError, match="disk is full"):
+        with pytest.raises(LogError, match="disk is full"):  # noqa: PT012
             if way == "astream":
                 run(consume(guard))
             else:

@@ -124,8 +124,7 @@ def test_functions_and_generators_as_backends() -> None:
     from tests.sdk.world import run
 
     def words(messages: list[dict[str, Any]]) -> Any:
-        for word in ("one ", "two ", "three ", "four ", "five ", "six ", "seven "):
-            yield word
+        yield from ("one ", "two ", "three ", "four ", "five ", "six ", "seven ")
 
     async def awords(messages: list[dict[str, Any]]) -> Any:
         for word in words(messages):
