@@ -281,6 +281,7 @@ def _exchange(
         send,
         body,
         base_url=guarding.client.base_url,
+        secrets=(getattr(guarding.client, name, None) for name in ("api_key", "auth_token")),
         stream=stream,
         carry=guarding.settings.carry,
         loop=loop,

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
+from ..canonical import carriable
 from ..errors import BackendError, IsonomyError, RemoteError
 from ..generation import Attempt, Generation, Identity, Request, Sampling
 from ..performing import Reply
@@ -34,6 +38,17 @@ from .anthropic_format import (
     usage_of,
 )
 
+_PARAMETERS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "max_tokens": "max_tokens",
+    "stop": "stop_sequences",
+}
+"""Our names of sampling settings, and the provider's."""
+_OPEN = (None, ())
+_LONGEST_MESSAGE = 600
+"""How much of an error's message is recorded, in characters."""
 NESTED = 1 << 16
 """Requests of plugins' own are numbered as candidates from here on."""
 
@@ -54,10 +69,10 @@ class Heard:
         self.events.append(event)
         kind = event.type
         if kind == "message_start":
-            self.folded = event.message.to_dict(mode="json")
+            self.folded = event.message.to_dict(mode="json", warnings=False)
             self.folded["content"] = []
         elif kind == "content_block_start":
-            block = event.content_block.to_dict(mode="json")
+            block = event.content_block.to_dict(mode="json", warnings=False)
             self._blocks().append(block)
             return block.get("text") or "" if block.get("type") == "text" else ""
         elif kind == "content_block_delta":
@@ -65,8 +80,8 @@ class Heard:
         elif kind == "content_block_stop" and event.index in self._written:
             self._blocks()[event.index]["input"] = _arguments(self._written.pop(event.index))
         elif kind == "message_delta":
-            self.folded.update(event.delta.to_dict(mode="json"))
-            usage = event.usage.to_dict(mode="json")
+            self.folded.update(event.delta.to_dict(mode="json", warnings=False))
+            usage = event.usage.to_dict(mode="json", warnings=False)
             self.folded["usage"] = {**self.folded.get("usage", {}), **usage}
         return ""
 
@@ -89,9 +104,20 @@ class Heard:
             block["citations"] = [*(block.get("citations") or ()), delta.citation.to_dict()]
         return ""
 
+    def _request_id(self) -> str | None:
+        if self.response is not None:
+            return str(self.response.headers.get("request-id") or "") or None
+        with suppress(AttributeError):
+            return self.message._request_id or None
+        return None
+
     def finished(self) -> Generation:
         """Return the answer in our words; what was said of a tool call that broke off as it is."""
-        body: Block = self.message.to_dict(mode="json") if self.message else self.folded
+        body: Block = (
+            self.message.to_dict(mode="json", warnings=False)
+            if self.message is not None
+            else self.folded
+        )
         for index, written in self._written.items():
             body["content"][index]["input"] = written
         return Generation(
@@ -100,7 +126,7 @@ class Heard:
             model=str(body.get("model") or ""),
             usage=usage_of(body.get("usage")),
             raw=json.dumps(body),
-            runtime={"request_id": id} if (id := _request_id(self.message)) else {},
+            runtime={"request_id": id} if (id := self._request_id()) else {},
         )
 
 
@@ -114,11 +140,14 @@ def _arguments(written: str) -> Any:
         return written
 
 
-def _request_id(message: Any) -> str | None:
-    with suppress(AttributeError):
-        id: str | None = message._request_id
-        return id
-    return None
+def _parameters(sampling: Sampling) -> Block:
+    """Return sampling settings as parameters of a request; those that are open are left out."""
+    given = {theirs: getattr(sampling, ours) for ours, theirs in _PARAMETERS.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in given.items()
+        if value not in _OPEN
+    }
 
 
 class Exchange:
@@ -128,6 +157,7 @@ class Exchange:
         send: posts a request body; with `stream`, returns a stream of events.
         body: the request as its caller made it, as plain data.
         base_url: of the client; user names and passwords in it are left out.
+        secrets: the client's keys, which no record may hold.
         stream: whether the caller asked for a stream.
         carry: types of blocks to pass on as they are.
         loop: where an async client's requests must be made.
@@ -142,6 +172,7 @@ class Exchange:
         body: Block,
         *,
         base_url: Any,
+        secrets: Iterable[str | None] = (),
         stream: bool = False,
         carry: Collection[str] = (),
         loop: asyncio.AbstractEventLoop | None = None,
@@ -151,6 +182,8 @@ class Exchange:
         self.settings: Settings = settings_of(body)
         self.heard: list[Heard] = []
         self._send = send
+        self._secrets = [secret for secret in secrets if secret]
+        self._added: Block = {}
         self.base_url = base_url
         self._stream = stream
         self._loop = loop
@@ -168,8 +201,18 @@ class Exchange:
         )
 
     def resolve(self, sampling: Sampling) -> Sampling:
-        """Return the request's own settings: a wrapped client sends what its caller asked for."""
-        return self.settings.sampling
+        """Return the request's own settings, with the guard's for those that it leaves open.
+
+        The guard's are sent too; what the provider has no parameter for is left out.
+        """
+        asked = self.settings.sampling
+        added = {
+            name: value
+            for name in _PARAMETERS
+            if getattr(asked, name) in _OPEN and (value := getattr(sampling, name)) not in _OPEN
+        }
+        self._added = _parameters(Sampling(**added))
+        return msgspec.structs.replace(asked, **added)
 
     def close(self) -> None:
         """Do nothing: the client is its owner's."""
@@ -240,21 +283,20 @@ class Exchange:
 
     def _body(self, request: Request) -> Block:
         if request.sampling.candidate < NESTED:
-            return rendered(self.body, self.messages, request.messages)
-        asked = request.sampling
-        limit = self.body.get("max_tokens")
-        settings = {
-            "model": self.body.get("model"),
-            "max_tokens": asked.max_tokens if asked.max_tokens is not None else limit,
-            "temperature": asked.temperature,
-            "top_p": asked.top_p,
-            "top_k": asked.top_k,
-            "stop_sequences": list(asked.stop) or None,
-        }
-        given = {name: value for name, value in settings.items() if value is not None}
-        return rendered({**given, "messages": []}, (), request.messages)
+            body = rendered(self.body, self.messages, request.messages)
+            return {**body, **self._added} if self._added else body
+        own: Block = {n: self.body[n] for n in ("model", "max_tokens") if n in self.body}
+        return rendered(
+            {**own, **_parameters(request.sampling), "messages": []}, (), request.messages
+        )
 
     def _done(self, request: Request, heard: Heard) -> Generation:
+        if heard.message is not None and not hasattr(heard.message, "to_dict"):
+            raise BackendError(
+                f"the endpoint's answer can't be judged: it is no message, but "
+                f"{type(heard.message).__name__}. It was not released.",
+                backend=self.identity().spec,
+            )
         heard.generation = heard.finished()
         if request.sampling.candidate < NESTED and heard not in self.heard:
             self.heard.append(heard)
@@ -265,7 +307,7 @@ class Exchange:
         if isinstance(error, IsonomyError):
             return error
         status = getattr(error, "status_code", None)
-        said = f"{type(error).__name__}: {said_by(error)}"
+        said = self._clean(f"{type(error).__name__}: {said_by(error)}")[:_LONGEST_MESSAGE]
         attempt = Attempt(
             number=1,
             outcome="error",
@@ -305,6 +347,20 @@ class Exchange:
             with suppress(AttributeError):
                 setattr(message, name, getattr(original, name))
 
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "[api key]")
+        return carriable(text)
+
+    def hang_up(self) -> None:
+        """End the connections of streams that are still read: nobody waits for them any more.
+
+        A thread that waits for a provider's next byte notices nothing else.
+        """
+        for heard in self.heard:
+            if heard.generation is None and heard.response is not None:
+                _hang_up(heard.response)
+
     def error_behind(self, error: IsonomyError) -> BaseException:
         """Return the client's own error that an error of the guard stands for, else that error."""
         return next((raised for known, raised in self._errors if known is error), error)
@@ -334,7 +390,11 @@ class Exchange:
                 "usage": {"input_tokens": 0, "output_tokens": 0},
             }
         else:
-            body = last.message.to_dict(mode="json") if last.message else dict(last.folded)
+            body = (
+                last.message.to_dict(mode="json", warnings=False)
+                if last.message
+                else dict(last.folded)
+            )
         blocks = list(body.get("content") or ())
         body["content"] = list(_blocks(reply.output.content, blocks))
         if reply.blocked:
@@ -344,6 +404,16 @@ class Exchange:
         ):
             body["stop_reason"] = "end_turn"
         return body
+
+
+def _hang_up(response: Any) -> None:
+    if response.http_version != "HTTP/1.1":  # others share their connection with other calls
+        return
+    stream = response.extensions.get("network_stream")
+    connection = stream.get_extra_info("socket") if stream is not None else None
+    if connection is not None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _tell(on_text: Callable[[str], None] | None, text: str) -> None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Collection
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..generation import Sampling, Usage
 from ..vocabulary import Image, Json, Message, Part, Reasoning, Text, ToolCall, ToolResult
+from .rewriting import rewritten
 
 Block = dict[str, Any]
 _FINISH = {
@@ -33,7 +33,8 @@ _REDACTED = "redacted_thinking:"
 """Begins what is opaque of thinking that the provider shows in encrypted form only."""
 _CARRIED = frozenset(("server_tool_use", "container_upload", "tool_reference", "browser_state"))
 _NOT_EXTRA = frozenset(("model", "messages", "system", "tools", "stream"))
-_NOT_RUN = "This tool was not run."
+_KNOWN_AGAIN = 8
+"""How many characters of a text are enough to find it in another."""
 _SECRET = "authorization_token"
 """The one field of a request that is a secret (of ``mcp_servers``)."""
 
@@ -268,67 +269,41 @@ def rendered(body: Block, asked: tuple[Message, ...], admitted: tuple[Message, .
     """
     if admitted == asked:
         return body
-    originals = _originals(body, asked)
-    system: Any = None
-    messages: list[Block] = []
-    for original, message in _aligned(originals, asked, admitted):
-        if message.role == "system" and not messages:
-            content = _content(original, message)
-            system = content if system is None else [*_listed(system), *_listed(content)]
-            continue
-        role = "user" if message.role == "tool" else message.role
-        content = _content(original, message)
-        if content:  # the provider refuses empty messages
-            kept = original if isinstance(original, dict) else {}
-            messages.append({**kept, "role": role, "content": content})
-    _answer_tools(messages)
+    items = list(body["messages"])
+    if len(asked) > len(items):
+        items.insert(0, {"role": "system", "content": body["system"]})
+    said = rewritten(items, asked, admitted, _written_message)
+    leading = next((i for i, item in enumerate(said) if item["role"] != "system"), len(said))
+    system = [item["content"] for item in said[:leading]]
+    messages = said[leading:]
     sent = {**body, "messages": messages}
     if system:
-        sent["system"] = system
+        sent["system"] = (
+            system[0] if len(system) == 1 else [block for c in system for block in _listed(c)]
+        )
     else:
         sent.pop("system", None)
     return sent
 
 
-def _originals(body: Block, asked: tuple[Message, ...]) -> list[Any]:
-    """Return what each message was made of: the system's content, or a message."""
-    messages = list(body["messages"])
-    return [body["system"], *messages] if len(asked) > len(messages) else messages
-
-
-def _aligned(
-    originals: list[Any], asked: tuple[Message, ...], admitted: tuple[Message, ...]
-) -> list[tuple[Any, Message]]:
-    """Return each admitted message with what it was made of, `None` where that can't be told.
-
-    An unchanged message is found wherever it stands; a changed one, if as many messages are there
-    as before (a retry only adds to the end), by its place.
-    """
-    found: list[tuple[Any, Message]] = []
-    start = 0
-    for index, message in enumerate(admitted):
-        if index < len(asked) <= len(admitted) and asked[index].role == message.role:
-            found.append((originals[index], message))
-            continue
-        for place in range(start, len(asked)):
-            if asked[place] == message:
-                found.append((originals[place], message))
-                start = place + 1
-                break
-        else:
-            found.append((None, message))
-    return found
+def _written_message(message: Message, original: Block | None) -> list[Block]:
+    """Return a message in the format, over the one in whose place it stands; none for nothing."""
+    content = _content(None if original is None else original["content"], message)
+    if not content:  # the provider refuses empty messages
+        return []
+    role = "user" if message.role == "tool" else message.role
+    return [{**(original or {}), "role": role, "content": content}]
 
 
 def _listed(content: Any) -> list[Block]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
 
 
-def _content(original: Any, message: Message) -> Any:
-    """Return the content that says what a message says, made of the original's own blocks."""
-    held = original.get("content") if isinstance(original, dict) else original
+def _content(held: Any, message: Message) -> Any:
+    """Return the content that says what a message says, made of the blocks that it held."""
     if held is None:
-        return _fresh(message, [], [])
+        only = len(message.content) == 1 and isinstance(message.content[0], Text)
+        return message.text if only else _fresh(message, [], [])
     pieces = _pieces(held, "message", _types(held))
     old = [piece.part for piece in pieces]
     new = list(message.content)
@@ -347,28 +322,49 @@ def _content(original: Any, message: Message) -> Any:
 def _spread(pieces: list[_Piece], new: list[Part]) -> list[Part] | None:
     """Return parts in the original's places, where one text stands for all texts of a message.
 
-    A piece that is found unchanged in the text keeps its place; what stands between two such pieces
-    is the first changed one's.
+    `None` where that can't be told.
     """
-    others = [piece.part for piece in pieces if not isinstance(piece.part, Text)]
-    if not new or not isinstance(new[0], Text) or new[1:] != others:
-        return None
+    others = [type(piece.part) for piece in pieces if not isinstance(piece.part, Text)]
     texts = [piece.part.text for piece in pieces if isinstance(piece.part, Text)]
-    if not texts:
+    if not new or not isinstance(new[0], Text) or not texts:
         return None
-    left, spread = new[0].text, [""] * len(texts)
-    changed: int | None = None
-    for index, text in enumerate(texts):
-        place = left.find(text) if text else -1
-        if place == 0 or (place > 0 and changed is not None):
-            if changed is not None:
-                spread[changed], changed = left[:place], None
-            spread[index], left = text, left[place + len(text) :]
-        elif changed is None:
-            changed = index
-    spread[len(texts) - 1 if changed is None else changed] += left
-    given = iter(spread)
-    return [Text(next(given)) if isinstance(piece.part, Text) else piece.part for piece in pieces]
+    if [type(part) for part in new[1:]] != others:
+        return None
+    spread, rest = iter(_divided(texts, new[0].text)), iter(new[1:])
+    return [Text(next(spread)) if isinstance(piece.part, Text) else next(rest) for piece in pieces]
+
+
+def _divided(texts: list[str], whole: str) -> list[str]:
+    """Divide a text among the texts that it was made of; joined they give it again.
+
+    What stands unchanged at the beginning or at the end is its own; between them, what is long
+    enough to be known again; what is left between two such texts is the first changed one's.
+    """
+    start, end = 0, len(texts)
+    while start < end and whole.startswith(texts[start]):
+        whole = whole[len(texts[start]) :]
+        start += 1
+    after: list[str] = []
+    while end > start and whole.endswith(texts[end - 1]):
+        end -= 1
+        whole = whole[: len(whole) - len(texts[end])]
+        after.insert(0, texts[end])
+    middle = [""] * (end - start)
+    changed = 0  # which of them takes what comes next
+    for index, text in enumerate(texts[start:end]):
+        place = whole.find(text) if index and len(text) >= _KNOWN_AGAIN else -1
+        if place >= 0:
+            middle[changed] += whole[:place]
+            middle[index], whole = text, whole[place + len(text) :]
+            changed = min(index + 1, len(middle) - 1)
+    before = texts[:start]
+    if middle:
+        middle[changed] += whole
+    elif before:
+        before[-1] += whole
+    else:
+        after[0] = whole + after[0]
+    return [*before, *middle, *after]
 
 
 def _types(content: Any) -> set[str]:
@@ -377,8 +373,16 @@ def _types(content: Any) -> set[str]:
 
 
 def _patched(blocks: list[Block], pieces: list[_Piece], new: list[Part]) -> list[Block]:
-    """Return the blocks with what was changed written where it stood; empty texts go."""
+    """Return the blocks with what was changed written where it stood.
+
+    Blocks go of which no text is left; the provider refuses empty ones.
+    """
     result: list[Block | None] = list(blocks)
+    left = {
+        piece.block
+        for piece, part in zip(pieces, new, strict=True)
+        if part == piece.part or not isinstance(part, Text) or part.text
+    }
     # A tool result's own pieces come after it, and are written before its shape changes.
     for piece, part in reversed(list(zip(pieces, new, strict=True))):
         if part == piece.part:
@@ -389,15 +393,16 @@ def _patched(blocks: list[Block], pieces: list[_Piece], new: list[Part]) -> list
         if block is blocks[piece.block]:
             block = copy.deepcopy(block)
         if isinstance(part, Text):
-            gone = block["type"] == "text" and not part.text
-            result[piece.block] = None if gone else _written(block, piece.path, part.text)
+            kept = piece.block in left
+            result[piece.block] = _written(block, piece.path, part.text) if kept else None
         elif isinstance(part, ToolResult):
             block["tool_use_id"] = part.id
             result[piece.block] = _with_result(block, part.content)
         elif isinstance(part, ToolCall):
             result[piece.block] = {**block, **_block(part)}
-        elif isinstance(part, Reasoning):
-            result[piece.block] = None  # its signature does not fit other words
+        elif isinstance(part, Reasoning) and isinstance(piece.part, Reasoning):
+            if part.text != piece.part.text:  # its signature does not fit other words
+                result[piece.block] = None
         elif piece.path:
             result[piece.block] = _written(block, piece.path, _block(part))
         else:
@@ -481,32 +486,6 @@ def _source(image: Image) -> Block:
         media = head.removeprefix("data:").removesuffix(";base64")
         return {"type": "base64", "media_type": media, "data": data}
     return {"type": "url", "url": reference}
-
-
-def _answer_tools(messages: list[Block]) -> None:
-    """Say after an answer that was sent back (a retry) that its tools were not run.
-
-    The provider refuses tool uses that nothing answers.
-    """
-    for message, after in pairwise(messages):
-        if message["role"] != "assistant" or after["role"] != "user":
-            continue
-        asked = [
-            block["id"]
-            for block in _listed(message["content"])
-            if isinstance(block, dict) and block.get("type") == "tool_use"
-        ]
-        if not asked:
-            continue
-        said = _listed(after["content"])
-        answered = {block.get("tool_use_id") for block in said}
-        missing = [
-            {"type": "tool_result", "tool_use_id": id, "content": _NOT_RUN, "is_error": True}
-            for id in asked
-            if id not in answered
-        ]
-        if missing:
-            after["content"] = [*missing, *said]
 
 
 def answer_parts(blocks: list[Block]) -> tuple[Part, ...]:

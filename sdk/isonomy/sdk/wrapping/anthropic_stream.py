@@ -249,14 +249,18 @@ class GuardedStream(anthropic.Stream[Any]):
 
     _observer = None  # the package's own tracing has seen the provider's events already
 
-    def __init__(self, events: Iterator[Any], pieces: Any, response: Any) -> None:
+    def __init__(
+        self, events: Iterator[Any], pieces: Any, exchange: Exchange, response: Any
+    ) -> None:
         self.__dict__["_iterator"] = events
         self._pieces = pieces
+        self._exchange = exchange
         self.response = response
 
     def close(self) -> None:
         """Stop: the model is cancelled, and the log says so."""
         self._pieces.close()
+        self._exchange.hang_up()
 
 
 class AsyncGuardedStream(anthropic.AsyncStream[Any]):
@@ -324,11 +328,12 @@ def guarded_stream(
                 failed = exchange.error_behind(error)
             finally:
                 pieces.close()
+                exchange.hang_up()
         if failed is not None:
             raise failed
 
     response = _response(exchange, pieces.call_id)
-    stream = GuardedStream(events(), pieces, response)
+    stream = GuardedStream(events(), pieces, exchange, response)
     owner.append(weakref.ref(stream))
     return stream
 
