@@ -76,17 +76,8 @@ def _tables(name: str, description: str) -> Schema:
 def _terms() -> Schema:
     properties: Schema = _of_struct(Terms, {})["properties"]
     properties["stages"]["items"] = {"enum": list(STAGES)}
-    properties["stages"] = {**properties["stages"], "type": "array"}
     properties["lookback"]["anyOf"] = [{"type": "integer"}, {"const": "all"}]
     properties["on_error"]["enum"] = list(get_args(OnError))
-    for name, said in properties.items():  # what is left out is no null: TOML has none
-        if "anyOf" in said:
-            kinds = [kind for kind in said.pop("anyOf") if kind != {"type": "null"}]
-            said.pop("default", None)
-            items = said.pop("items", None)
-            properties[name] = {**said, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
-            if items is not None:
-                properties[name]["items"] = items
     return properties
 
 
@@ -137,7 +128,7 @@ def _backend(registry: Registry, defined: Schema, sampling: Schema) -> Schema:
     *known, other = whole["oneOf"]
     patterns = []
     for branch in known:
-        pattern = f"^{re.escape(branch['title'])}:"
+        pattern = f"^{re.escape(branch['title'])}(:|$)"
         patterns.append(pattern)
         description = f"{branch['title']}:MODEL"
         branch["properties"]["use"] = {
@@ -209,10 +200,10 @@ def _of_struct(struct: type[msgspec.Struct], defined: Schema) -> Schema:
     name = reference["$ref"].removeprefix(_HERE)
     own: Schema = _plain(inner.pop(name))
     _define(inner, defined)
-    documentation = inspect.getdoc(struct)
-    own["description"] = _summary(documentation)
+    own["description"] = _summary(inspect.getdoc(struct))
     own["additionalProperties"] = False
-    _describe(own["properties"], documentation)
+    for each in struct.__mro__[: struct.__mro__.index(msgspec.Struct)]:
+        _describe(own["properties"], inspect.getdoc(each))
     return own
 
 
@@ -235,13 +226,21 @@ def _define(inner: Schema, defined: Schema) -> None:
 
 
 def _plain(said: Any) -> Any:
-    """Return a schema with ``${NAME}`` admitted among certain words."""
+    """Return a schema with ``${NAME}`` admitted among certain words, and without null.
+
+    TOML has none: what is not set is left out.
+    """
     if isinstance(said, list):
         return [_plain(each) for each in said]
     if not isinstance(said, dict):
         return said
     plain = {key: _plain(value) if key not in ("enum", "default") else value
              for key, value in said.items()}  # fmt: skip
+    if "anyOf" in plain:
+        kinds = [kind for kind in plain.pop("anyOf") if kind != {"type": "null"}]
+        plain = {**plain, **(kinds[0] if len(kinds) == 1 else {"anyOf": kinds})}
+        if "default" in plain and plain["default"] is None:
+            del plain["default"]
     if any(isinstance(word, str) for word in plain.get("enum", ())):
         words = {"enum": plain.pop("enum")}
         return {**plain, "anyOf": [words, dict(_TEXT_WITH_NAMES)]}

@@ -15,6 +15,7 @@ import msgspec
 
 from ..canonical import canonical
 from ..checks import Check, check
+from ..errors import PluginError
 from ..events import Failed, Generated
 from ..performing import Reply
 from ..policy import Policy
@@ -79,12 +80,22 @@ class Subject:
 
     Args:
         plugin: an instance, a callable, or a `Check` with its terms.
+
+    Raises:
+        PluginError: it is no check, or its settings are no data.
     """
 
     def __init__(self, plugin: Any) -> None:
         self.check = plugin if isinstance(plugin, Check) else check(plugin)
         self.plugin = self.check.plugin
-        Policy([self.check])  # refuses what is no policy
+        try:
+            Policy([self.check])
+        except TypeError as error:
+            raise PluginError(
+                f"the settings of {self.check.use} are no data: {error}. Use text, numbers, "
+                "booleans, tuples, dictionaries with text as keys, and structs of these.",
+                plugin=self.check.use,
+            ) from None
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -101,15 +101,16 @@ def _long(shape: Callable[[int], str], took: Callable[[str], float]) -> str | No
         if seconds > _MOST:
             return f"{length:,} characters took {seconds:.1f} s of processor time."
         if seconds > _ENOUGH and before > 0 and seconds > _FASTEST * before:
-            seconds = min(seconds, took(text), took(text))
-            shorter = shape(length // 4)
-            before = max(before, took(shorter), took(shorter))
+            seconds = min(seconds, took(text))  # once more: something else may have been in the way
+            before = max(before, took(shape(length // 4)))
             if seconds > _ENOUGH and seconds > _FASTEST * before:
                 return (
                     f"{length:,} characters took {seconds / before:.0f} times as long as "
                     f"{length // 4:,} ({seconds:.2f} s of processor time)."
                 )
         before = seconds
+        if length == _LENGTHS[-2] and seconds < _ENOUGH / 10:
+            return None  # even squared, four times this length takes little
         if seconds > _ENOUGH * 16:
             return None  # linear so far, and four times this length would only take long
     return None

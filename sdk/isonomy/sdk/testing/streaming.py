@@ -13,7 +13,7 @@ from ..events import Effect, Generated
 from .asking import Panel, Question, told
 from .conformance import Case, Held, Outcome, shrunk
 
-_LONGEST = 400
+_LONGEST = 200
 """Longer texts are cut here: every cut of them is asked about."""
 _FILLINGS = ("x", ".", "\u00e9")
 _PIECES = (1, 3, 7, 1000)
