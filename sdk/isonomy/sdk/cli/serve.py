@@ -22,6 +22,7 @@ _PATH = click.Path(dir_okay=False)
     help="Keys of those who may resume calls that wait for a person.",
 )
 @click.option("--no-auth", is_flag=True, help="Serve other machines without keys.")
+@click.option("--policy", metavar="NAME", callback=some, help="Which policy of the file.")
 @click.option("--log", metavar="DIR", callback=some, help="The log, in place of the file's.")
 @click.option(
     "--drain-seconds",
@@ -36,6 +37,7 @@ def serve_command(
     keys_file: str | None,
     reviewer_keys_file: str | None,
     no_auth: bool,
+    policy: str | None,
     log: str | None,
     drain_seconds: float | None,
 ) -> int:
@@ -60,4 +62,4 @@ def serve_command(
         "reviewer_keys_file": reviewer_keys_file,
         "drain_seconds": drain_seconds,
     }
-    return serve(Plan(file=file, log=log, given=given, auth=not no_auth))
+    return serve(Plan(file=file, policy=policy, log=log, given=given, auth=not no_auth))

@@ -9,7 +9,7 @@ here.
 - `running`: what runs, bounded and cancelled when nobody waits for it
 - `completions`, `application`: the routes
 - `metrics`, `logs`: what an operator sees
-- `serving`: the processes of `isonomy serve`
+- `serving`, `protocol`, `processes`, `worker`: the processes of `isonomy serve`
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ from .settings import Settings, is_loopback
 if TYPE_CHECKING:
     from ..guard import Guard
 
+_FOR_EVERYBODY = ("health", "ready")
 _DECISIONS = ("approve", "edit", "reject")
 Handler = Callable[[Exchange, Receive, Send], Awaitable[None]]
 
@@ -101,7 +102,11 @@ class Gateway:
                 self._route("/ready", "GET", "ready", self._ready, None),
                 self._route("/metrics", "GET", "metrics", self._metrics_text, scrapers),
             ],
-            middleware=[Middleware(Edge, metrics=self.metrics)],
+            middleware=[
+                Middleware(
+                    Edge, metrics=self.metrics, max_header_bytes=self._settings.max_header_bytes
+                )
+            ],
             exception_handlers={HTTPException: _unrouted},
             lifespan=lifespan,
         )

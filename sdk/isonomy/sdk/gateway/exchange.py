@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ..errors import IsonomyError
+from ..errors import LogError
 from ..vocabulary import VerdictName
 from .errors import Disconnected, Refused, refused
 from .logs import logger, where
@@ -117,14 +117,21 @@ class Edge:
     Args:
         app: what answers; it finds its `Exchange` in ``scope["isonomy"]``.
         metrics: where requests are counted.
+        max_header_bytes: more are refused; servers stop reading at limits of their own.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, app: App, *, metrics: Metrics, clock: Callable[[], float] = time.perf_counter
+        self,
+        app: App,
+        *,
+        metrics: Metrics,
+        max_header_bytes: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._app = app
         self._metrics = metrics
+        self._max_header_bytes = max_header_bytes
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,6 +163,7 @@ class Edge:
             self._metrics.in_flight(),
         ):
             try:
+                self._require_small_headers(scope)
                 await self._app(scope, receive, forward)
             except Disconnected:
                 exchange.status = CLIENT_LEFT
@@ -166,12 +174,22 @@ class Edge:
                     exchange.status = CLIENT_LEFT  # cut off from outside
                 self._told(exchange)
 
+    def _require_small_headers(self, scope: Scope) -> None:
+        size = sum(len(name) + len(value) for name, value in scope["headers"])
+        if size + len(scope.get("raw_path") or b"") > self._max_header_bytes:
+            raise Refused(
+                431,
+                f"the headers are larger than {self._max_header_bytes} bytes.",
+                code="headers_too_large",
+                headers={"connection": "close"},
+            )
+
     async def _fail(self, exchange: Exchange, error: Exception, send: Send) -> None:
         told = refused(error)
         exchange.error = type(error).__name__ if not isinstance(error, Refused) else told.code
         if told.status >= 500 and not isinstance(error, Refused):
-            # An error of our own carries no content; of any other only its place is told.
-            note = {"message": str(error)} if isinstance(error, IsonomyError) else {}
+            # Only the log's own errors are told in full: any other may quote content.
+            note = {"message": str(error)} if isinstance(error, LogError) else {}
             logger().error("request_failed", error=type(error).__name__, where=where(error), **note)
         if exchange.status is None:
             for message in answer(told.status, told.body, told.headers):

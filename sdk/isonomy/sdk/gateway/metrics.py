@@ -21,6 +21,8 @@ set before this module is imported, and every process tells the sum of all.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +146,22 @@ class Metrics:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
         return encode(registry), media_type
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Let the processes that are started meanwhile share their metrics, in a private directory."""
+    os.environ[_VARIABLE] = tempfile.mkdtemp(prefix="isonomy-metrics-")
+    try:
+        yield
+    finally:
+        clear_shared()
+        del os.environ[_VARIABLE]
+
+
+def clear_shared() -> None:
+    """Delete what processes have shared."""
+    shutil.rmtree(os.environ[_VARIABLE], ignore_errors=True)
 
 
 def _forget_the_dead(folder: Path) -> None:

@@ -1,10 +1,8 @@
-"""The processes of ``isonomy serve``: uvicorn, one process or several, on one socket and one log.
+"""``isonomy serve``: uvicorn with a guard of its own, alone or as one of several processes.
 
-Every worker process opens a guard of its own from the configuration file; they meet in the log,
-which many processes may write to. On SIGTERM or SIGINT the listening socket is closed, running
-requests may go on for `drain_seconds`, what still runs then is cancelled and recorded as such,
-streams are told, and only then is the guard closed. With several workers SIGHUP replaces them one
-after the other, which reads file and keys anew; one that died is replaced.
+On SIGTERM or SIGINT the listening socket is closed, running requests may go on for `drain_seconds`,
+what still runs then is cancelled and recorded as such, its streams are told, and only then is the
+guard closed. `processes` has what holds several workers together.
 
 Nothing here trusts forwarded headers, and what uvicorn itself logs names no paths.
 """
@@ -13,43 +11,38 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
 
 import msgspec
 import uvicorn
-from starlette.applications import Starlette
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.supervisors import Multiprocess
 
 from ..config import Configuration, load
-from ..errors import ConfigError, IsonomyError
+from ..errors import ConfigError
 from ..guard import Guard
+from .application import Gateway
 from .logs import configuration, logger
+from .protocol import Protocol
 from .settings import Settings, keys_of, require_keys, settings_of
 
-_GRACE_SECONDS = 10
+GRACE_SECONDS = 10
 """After `drain_seconds`, for cancelled calls to write their records."""
-_HEALTH_CHECK_SECONDS = 60
-"""Within which a worker must answer its supervisor; a busy machine is slow to start one."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be served: everything that a worker process needs to know.
 
-    `file` is the configuration; `log` a directory in place of the file's; `given` what wins over
-    the ``[serve]`` table; `auth` whether keys are demanded.
+    `file` is the configuration, `policy` which of its policies; `log` a directory in place of the
+    file's; `given` what wins over the ``[serve]`` table; `auth` whether keys are demanded.
     """
 
     file: str
+    policy: str | None = None
     log: str | None = None
     given: dict[str, Any] = {}
     auth: bool = True
@@ -60,7 +53,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError: it can't be used.
         """
-        loaded = load(self.file)
+        loaded = load(self.file, policy=self.policy)
         return loaded, settings_of(loaded.serve, self.file, **self.given)
 
 
@@ -75,156 +68,105 @@ def serve(plan: Plan) -> int:
     if plan.auth:
         require_keys(settings, clients, file=plan.file)
     listener = _bound(settings)
-    try:
+    host, port = listener.getsockname()[:2]
+    where = f"[{host}]" if ":" in host else host
+    told = {"url": f"http://{where}:{port}/v1", "workers": settings.workers}
+    with listener:
         if settings.workers == 1:
-            return _serve_alone(plan, settings, listener)
-        return _serve_together(plan, settings, listener)
-    finally:
-        listener.close()
+            return work(plan, listener, ready=lambda: logger().info("listening", **told))
+        from .processes import Supervisor
+
+        return Supervisor(plan, settings, listener).run(told)
 
 
-def _serve_alone(plan: Plan, settings: Settings, listener: socket.socket) -> int:
-    server = uvicorn.Server(_config(settings, build(plan)))
-    _tell(settings, listener)
-    with _ended_by_signals():
-        server.run(sockets=[listener])
-    return 0 if server.started else STARTUP_FAILURE
+def work(plan: Plan, listener: socket.socket, *, ready: Callable[[], None]) -> int:
+    """Serve in this process, and return the exit status.
 
-
-def _serve_together(plan: Plan, settings: Settings, listener: socket.socket) -> int:
-    with _shared_metrics():
-        config = _config(settings, partial(_worker, plan), factory=True)
-        supervisor = Multiprocess(config, sockets=[listener])
-        _tell(settings, listener)
-        supervisor.run()
-        exits = {process.exitcode for process in supervisor.processes}
-    return STARTUP_FAILURE if STARTUP_FAILURE in exits else 0
-
-
-def build(plan: Plan) -> Starlette:
-    """Open the guard and return the application that closes it in the end.
+    Args:
+        plan: what.
+        listener: where; it is closed in the end.
+        ready: told when requests are answered.
 
     Raises:
         IsonomyError: something configured can't be opened.
     """
-    from .application import Gateway  # after the metrics know whether there are other processes
-
     loaded, settings = plan.read()
     clients, reviewers = keys_of(settings, file=plan.file)
     guard = Guard.from_configuration(loaded, log=plan.log)
     try:
-        local = plan.auth and not clients
-        gateway = Gateway(guard, settings, clients, reviewers, only_local=local)
-    except BaseException:
+        gateway = Gateway(guard, settings, clients, reviewers, only_local=plan.auth and not clients)
+        server = _Server(gateway, settings, guard, ready)
+        with _ended_by_signals():
+            server.run(sockets=[listener])
+    finally:
         guard.close()
-        raise
+        logger().info("stopped", process=os.getpid())
+    return 0 if server.started else STARTUP_FAILURE
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which lets its gateway drain while it waits for connections to end."""
+
+    def __init__(
+        self, gateway: Gateway, settings: Settings, guard: Guard, ready: Callable[[], None]
+    ) -> None:
+        self._gateway = gateway
+        self._settings = settings
+        self._guard = guard
+        self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+        protocol: Any = partial(
+            Protocol,
+            header_seconds=settings.header_seconds,
+            write_seconds=settings.write_seconds,
+        )
+        super().__init__(
+            uvicorn.Config(
+                gateway.application(self._lifespan),
+                http=protocol,
+                ws="none",
+                loop="asyncio",
+                lifespan="on",
+                interface="asgi3",
+                log_config=configuration(),
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                h11_max_incomplete_event_size=settings.max_header_bytes,
+                timeout_graceful_shutdown=int(settings.drain_seconds) + GRACE_SECONDS,
+            )
+        )
 
     @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        async def drain() -> None:
-            logger().info("draining", seconds=settings.drain_seconds)
-            await gateway.running.drain(settings.drain_seconds)
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._tell)
+        yield
+        await self._gateway.running.drain(0)
+        await self._gateway.running.idle()
+        self._gateway.metrics.leave()
 
-        with _signals(asyncio.get_running_loop(), drain):
-            logger().info("ready", process=os.getpid(), model=guard.backend.identity().model)
-            yield
-        await gateway.running.drain(0)
-        await gateway.running.idle()
-        guard.close()
-        gateway.metrics.leave()
-        logger().info("stopped", process=os.getpid())
+    def _tell(self) -> None:
+        model = self._guard.backend.identity().model
+        logger().info("ready", process=os.getpid(), model=model)
+        self._ready()
 
-    return gateway.application(lifespan)
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Begin to stop."""
+        super().handle_exit(sig, frame)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._drain)
 
-
-def _worker(plan: Plan) -> Starlette:
-    """Build the application in a worker process; one that can't work ends all."""
-    signal.signal(signal.SIGTERM, _ignored)  # what uvicorn raises again when it has stopped
-    try:
-        return build(plan)
-    except IsonomyError as error:
-        logger().error("worker_failed", error=type(error).__name__, message=str(error))
-        sys.exit(STARTUP_FAILURE)
-
-
-class Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1, for clients that stall: they lose the connection, and cost no more.
-
-    Headers must be here within `header_seconds` of the connection or of their own first byte, and a
-    client may leave what is written for it unread for `write_seconds`.
-    """
-
-    def __init__(self, *, header_seconds: float, write_seconds: float, **given: Any) -> None:
-        super().__init__(**given)
-        self._header_seconds = header_seconds
-        self._write_seconds = write_seconds
-        self._headers_due: asyncio.TimerHandle | None = None
-        self._reading_due: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for headers."""
-        super().connection_made(transport)
-        self._wait_for_headers()
-
-    def data_received(self, data: bytes) -> None:
-        """Take in data; headers that have begun must come to an end."""
-        super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            self._wait_for_headers()
-        elif self._headers_due is not None:
-            self._headers_due.cancel()
-            self._headers_due = None
-
-    def _wait_for_headers(self) -> None:
-        if self._headers_due is None:
-            self._headers_due = self.loop.call_later(self._header_seconds, self.transport.abort)
-
-    def pause_writing(self) -> None:
-        """Begin to wait for the client to read."""
-        super().pause_writing()
-        if self._reading_due is None:
-            self._reading_due = self.loop.call_later(self._write_seconds, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """Go on writing."""
-        super().resume_writing()
-        if self._reading_due is not None:
-            self._reading_due.cancel()
-            self._reading_due = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
-        for timer in (self._headers_due, self._reading_due):
-            if timer is not None:
-                timer.cancel()
-        super().connection_lost(exc)
-
-
-def _config(settings: Settings, app: Any, *, factory: bool = False) -> uvicorn.Config:
-    protocol: Any = partial(
-        Protocol, header_seconds=settings.header_seconds, write_seconds=settings.write_seconds
-    )
-    return uvicorn.Config(
-        app,
-        factory=factory,
-        workers=settings.workers,
-        http=protocol,
-        ws="none",
-        loop="asyncio",
-        lifespan="on",
-        interface="asgi3",
-        log_config=configuration(),
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        h11_max_incomplete_event_size=settings.max_header_bytes,
-        timeout_graceful_shutdown=int(settings.drain_seconds) + _GRACE_SECONDS,
-        timeout_worker_healthcheck=_HEALTH_CHECK_SECONDS,
-    )
+    def _drain(self) -> None:
+        if self._draining is None:
+            logger().info("draining", seconds=self._settings.drain_seconds)
+            work = self._gateway.running.drain(self._settings.drain_seconds)
+            self._draining = asyncio.get_running_loop().create_task(work)
 
 
 def _bound(settings: Settings) -> socket.socket:
-    """Bind the socket.
+    """Return a socket that listens.
 
     Raises:
         ConfigError: it can't be bound.
@@ -234,6 +176,7 @@ def _bound(settings: Settings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, settings.port))
+        listener.listen(2048)
     except OSError as error:
         listener.close()
         raise ConfigError(
@@ -241,65 +184,16 @@ def _bound(settings: Settings) -> socket.socket:
             "another with --host and --port.",
             key="serve.port",
         ) from None
-    listener.set_inheritable(True)
     return listener
-
-
-def _tell(settings: Settings, listener: socket.socket) -> None:
-    host, port = listener.getsockname()[:2]
-    where = f"[{host}]" if ":" in host else host
-    logger().info("listening", url=f"http://{where}:{port}/v1", workers=settings.workers)
-
-
-@contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, drain: Any) -> Iterator[None]:
-    """Have the signals that stop the server begin the draining, beside what they do anyway."""
-    tasks: list[asyncio.Task[None]] = []
-
-    def begin() -> None:
-        if not tasks:
-            tasks.append(loop.create_task(drain()))
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def handle(number: int, frame: Any) -> None:
-        loop.call_soon_threadsafe(begin)
-        former = before[signal.Signals(number)]
-        if callable(former):
-            former(number, frame)
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """Let the signals that uvicorn raises again, once it has stopped, do nothing more."""
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, _ignored) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
-
-
-def _ignored(number: int, frame: Any) -> None:
-    """Do nothing."""
-
-
-@contextmanager
-def _shared_metrics() -> Iterator[None]:
-    """Let the processes to come share their metrics, in a private directory."""
-    folder = tempfile.mkdtemp(prefix="isonomy-metrics-")
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    try:
-        yield
-    finally:
-        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
-        shutil.rmtree(folder, ignore_errors=True)
