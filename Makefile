@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt $(wildcard kernels/CMakeLists.txt kernels/src/*)
 
-.PHONY: demo test check format lint types bench bench-peers verify-math clean
+.PHONY: demo test check format lint types bench bench-peers bench-guards verify-math clean
 
 demo: $(VENV)/.local
 	$(BIN)/isonomy demo
@@ -36,6 +36,14 @@ bench: $(VENV)/.dev
 bench-peers:
 	$(PYTHON) -m venv build/peers
 	CMAKE_ARGS=-DGGML_NATIVE=ON build/peers/bin/pip install --quiet numpy gguf llama-cpp-python
+
+# Other guards for the comparison in bench/, each in an environment of its own: gigabytes, minutes.
+GUARDS := llm-guard openai-guardrails nemoguardrails litellm langchain guardrails-ai
+bench-guards:
+	for name in $(GUARDS); do \
+		$(PYTHON) -m venv build/guards/$$name && \
+		build/guards/$$name/bin/pip install --quiet $$name 'torch==2.13.0' || exit 1; \
+	done
 
 # All 2^32 inputs of each correctly rounded function against MPFR: minutes on two cores. Needs CMake and MPFR
 # (apt-get install cmake libmpfr-dev).
