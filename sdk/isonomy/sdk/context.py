@@ -160,8 +160,8 @@ class Context:
 
         Args:
             messages: a prompt, or messages.
-            sampling: what it leaves open is the backend's own default, apart from the seed, which is
-                the call's. Unless given: the call's, where its own backend is asked.
+            sampling: what it leaves open is the backend's own default, but the seed, which is the
+                call's. Unless given: the call's, where its own backend is asked.
             response_format: what form the answer must have, as for `Guard.chat`.
             backend: the name of one of the guard's further backends; the call's own unless given.
 
