@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -326,20 +326,18 @@ class _SyncWrapped(_Wrapped):
         if stream and exchange.asked.n == 1:
             return self._streamed(exchange, cast_to, options, stream_cls)
         replies: list[Reply] = []
-        original: BaseException | None = None
+        failure: BackendError | None = None
         try:
             for choice in range(exchange.asked.n):
                 call = guarding.options(exchange, choice, replies[0] if replies else None)
                 replies.append(guarding.guard.chat(exchange.asked.messages, **call))
-        except BackendError as failure:
-            original = exchange.original(failure)
-            if original is None:
-                raise
-        if original is not None:
-            raise original
+        except BackendError as error:
+            failure = error
+        if failure is not None and not (stream and exchange.received):
+            raise exchange.original(failure) or failure
         if stream:
-            told = self._reading(exchange).ended(replies)
-            http = response_of(*self._template(exchange, options), iter(told), lambda: None)
+            told = self._reading(exchange).told(replies, failure)
+            http = response_of(*self._template(exchange, options), told, lambda: None)
             handed = _parsing(cast_to, options, http, True, stream_cls)
         else:
             handed = self._handed(exchange, replies, cast_to, options)
@@ -363,7 +361,9 @@ class _SyncWrapped(_Wrapped):
         refused = exchange.refused_at_opening(failure)
         if refused is not None:
             raise refused
-        if first is None and failure is None:
+        if failure is None and not exchange.received:  # the provider was not asked: a refusal
+            for _ in stream:
+                pass
             guarding.settings.stops(stream.reply)
         reading = self._reading(exchange)
         body = body_of(reading, stream, first, failure)
@@ -397,19 +397,17 @@ class _AsyncWrapped(_Wrapped):
         if stream and exchange.asked.n == 1:
             return await self._streamed(exchange, cast_to, options, stream_cls)
         replies: list[Reply] = []
-        original: BaseException | None = None
+        failure: BackendError | None = None
         try:
             for choice in range(exchange.asked.n):
                 call = guarding.options(exchange, choice, replies[0] if replies else None)
                 replies.append(await guarding.guard.achat(exchange.asked.messages, **call))
-        except BackendError as failure:
-            original = exchange.original(failure)
-            if original is None:
-                raise
-        if original is not None:
-            raise original
+        except BackendError as error:
+            failure = error
+        if failure is not None and not (stream and exchange.received):
+            raise exchange.original(failure) or failure
         if stream:
-            told = self._reading(exchange).ended(replies)
+            told = self._reading(exchange).told(replies, failure)
             http = aresponse_of(*self._template(exchange, options), _each(told), _nothing)
             handed = _parsing(cast_to, options, http, True, stream_cls)
         else:
@@ -436,7 +434,9 @@ class _AsyncWrapped(_Wrapped):
         refused = exchange.refused_at_opening(failure)
         if refused is not None:
             raise refused
-        if first is None and failure is None:
+        if failure is None and not exchange.received:  # the provider was not asked: a refusal
+            async for _ in stream:
+                pass
             guarding.settings.stops(stream.reply)
         reading = self._reading(exchange)
         body = abody_of(reading, stream, first, failure)
@@ -448,7 +448,7 @@ class _AsyncWrapped(_Wrapped):
         return made
 
 
-async def _each(told: list[bytes]) -> AsyncIterator[bytes]:
+async def _each(told: Iterator[bytes]) -> AsyncIterator[bytes]:
     for data in told:
         yield data
 

@@ -24,8 +24,8 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
 
     `answers` are the whole answers that are told instead, by their number, and `text` what of the
     first one's text has not left yet; `stopped` says which of them are refusals. `final` is the
-    response that they make up, as if it had not been streamed, `usage` whether the stream is to
-    tell its usage.
+    response that they make up, as if it had not been streamed. `usage` says whether the stream is
+    to tell its usage, `form` whether the answer must have a form, and may be parsed as it comes.
     """
 
     answers: Mapping[int, Candidate]
@@ -33,6 +33,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     stopped: frozenset[int]
     final: Event
     usage: bool = False
+    form: bool = False
 
 
 class Reader(Protocol):
@@ -153,6 +154,10 @@ class ChatTeller:
             if not begun:
                 told.append(_like(like, {"role": "assistant", "content": ""}, index))
             text = ending.text if index == 0 else candidate.text
+            if index in ending.stopped and ending.form:
+                # In one piece: nobody may try to parse a refusal before he sees that it is one.
+                told.append(_like(like, {"content": text}, index, BLOCKED))
+                continue
             if text:
                 told.append(_like(like, {"content": text}, index))
             calls: list[Part] = [p for p in candidate.content if isinstance(p, ToolCall)]

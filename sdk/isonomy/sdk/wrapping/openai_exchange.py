@@ -267,6 +267,8 @@ class Exchange:
                     break
         except IsonomyError:
             raise
+        except InvalidResponse as error:
+            raise self._unusable(str(error)) from None
         except Exception as error:
             raise self._failed(error) from error
         finally:
@@ -284,6 +286,8 @@ class Exchange:
                     break
         except IsonomyError:
             raise
+        except InvalidResponse as error:
+            raise self._unusable(str(error)) from None
         except Exception as error:
             raise self._failed(error) from error
         finally:

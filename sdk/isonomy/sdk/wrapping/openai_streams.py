@@ -137,6 +137,7 @@ class Release:
             stopped=stopped,
             final=final,
             usage=self._exchange.asked.usage,
+            form=self._exchange.asked.response_format is not None,
         )
         told = [self._made(event) for event in self._teller.ending(self._left, ending)]
         return told + [f"data: {data}\n\n".encode() for data in self._teller.done]
@@ -191,6 +192,15 @@ class Reading:
         for reply in replies:
             self._settings.stops(reply)
         return self.release.finish(replies)
+
+    def told(self, replies: list[Reply], failure: BackendError | None) -> Iterator[bytes]:
+        """Return the events of a stream that was judged as a whole, or what is left of it."""
+        if failure is None:
+            return iter(self.ended(replies))
+        return self._failing(failure)
+
+    def _failing(self, failure: BackendError) -> Iterator[bytes]:
+        yield from self.failed(failure)  # raised where the stream is read, as it broke there
 
     def failed(self, failure: BackendError) -> list[bytes]:
         """Return what is left to be told of a failure.
