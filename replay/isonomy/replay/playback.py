@@ -291,6 +291,7 @@ def without_evidence(event: Event) -> dict[str, Any]:
     """Return an event as plain data without what must not matter: durations, attempts, runtime."""
     plain: dict[str, Any] = msgspec.to_builtins(event)
     plain.pop("duration_ns", None)
+    plain.pop("attempts", None)  # of a failed backend
     generation = plain.get("generation")
     if generation is not None:
         for name in ("attempts", "runtime", "timings", "raw"):
