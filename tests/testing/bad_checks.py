@@ -173,7 +173,20 @@ class Awaits(msgspec.Struct, **SETTINGS):
 
     async def lookup(self) -> str:
         await asyncio.sleep(0)
-        return str(Path("/proc/self/stat").read_text()[:1])
+        return Path("/proc/self/comm").read_text()[:0]
+
+
+class Ticking(Output, **SETTINGS):
+    """Its effect comes to something else each time, which is not its fault."""
+
+    count: ClassVar[list[int]] = []
+
+    def judge(self, text: str, ctx: Any) -> Any:
+        def tick() -> int:
+            self.count.append(1)
+            return len(self.count)
+
+        return Allow(score=ctx.effect("tick", tick))
 
 
 class ClosedOver(msgspec.Struct, frozen=True, kw_only=True):

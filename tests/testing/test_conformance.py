@@ -38,6 +38,13 @@ def test_an_async_check_that_keeps_every_rule() -> None:
     assert {o.status for o in report.outcomes if o.property not in QUICK} == {"held"}
 
 
+def test_effects_that_vary_are_told_beforehand() -> None:
+    report = examine(bad.Ticking(), skip=SLOW)
+    assert failing(report) == ["determinism", "parity", "streams", "settings"]
+    assert "effects={'tick': ...}" in report.of("determinism").sentence
+    assert_conforms(bad.Ticking(), effects={"tick": 1}, skip=SLOW)
+
+
 def test_functions_conform_too() -> None:
     report = assert_conforms(no_orders, texts=["an order"])
     assert report.of("settings").status == "skipped"

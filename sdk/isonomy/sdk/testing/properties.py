@@ -149,11 +149,27 @@ def _smallest_difference(case: Case, question: Question) -> str:
 
 
 def _both(one: Told, other: Told) -> str:
+    effect = _differing_effect(one, other)
+    if effect is not None:
+        return (
+            f"{one.short!r}, then {other.short!r}, for its effect {effect!r} came to other values. "
+            f"Say what it comes to: effects={{{effect!r}: ...}}"
+        )
     if one.short != other.short:
         return f"{one.short!r}, then {other.short!r}"
     if one.text != other.text:
         return f"{one.short!r} both times, with other texts: {one.text!r}, then {other.text!r}"
     return f"{one.short!r} both times, with other particulars (reason, spans, score, effects)"
+
+
+def _differing_effect(one: Told, other: Told) -> str | None:
+    """Return the name of the effect with which two tellings part, if it is an effect."""
+    for body, twin in zip(one.said, other.said, strict=False):
+        if body != twin:
+            event, second = msgspec.json.decode(body), msgspec.json.decode(twin)
+            same = event["type"] == second["type"] == "effect" and event["name"] == second["name"]
+            return str(event["name"]) if same else None
+    return None
 
 
 def elsewhere(case: Case) -> Held:
