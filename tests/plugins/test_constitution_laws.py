@@ -256,6 +256,15 @@ def test_a_replay_needs_no_file(
     assert check.plugin.principles[0].text.encode()[:40] in recorded.written
 
 
+def test_an_error_in_a_file_that_a_policy_names(write: Write, tmp_path: Path) -> None:
+    write(GOOD.replace("critique_request", "critique"))
+    with pytest.raises(ConfigError) as caught:
+        load(write(POLICY.format('file = "laws.toml"'), "isonomy.toml"))
+    assert caught.value.file == str(tmp_path / "laws.toml")
+    assert caught.value.key == "principles[1].critique"
+    assert "Did you mean 'critique_request'?" in str(caught.value)
+
+
 def test_laws_and_values_from_the_environment(write: Write) -> None:
     write(GOOD)
     text = POLICY.format('file = "laws.toml"\nbackend = "${JUDGE}"')

@@ -110,6 +110,8 @@ class Assembled(msgspec.Struct, frozen=True):
     def located(self, error: ConfigError, environ: Mapping[str, str]) -> ConfigError:
         """Return an error about the assembled table as one about the file it comes from."""
         problem = interpolation.unquoted(error.problem, self.table, environ)
+        if error.file is not None:  # one that a check reads
+            return ConfigError(problem, file=error.file, key=error.key)
         key = (error.key or _MAIN).removeprefix(_MAIN)
         row = re.match(r"\.checks\[(\d+)\]", key)
         first = re.match(r"\.(\w+)", key)
