@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -9,7 +10,35 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import anthropic
+
 Block = dict[str, Any]
+
+
+def opened(server: Server, **settings: Any) -> anthropic.Anthropic:
+    """A client of the server; without certificates, which take long to load."""
+    settings = {"api_key": "key-123", "base_url": server.url, "max_retries": 0, **settings}
+    http = anthropic.DefaultHttpxClient(verify=False)
+    return anthropic.Anthropic(http_client=http, **settings)
+
+
+def asynchronously(
+    server: Server, use: Callable[[anthropic.AsyncAnthropic], Any], **settings: Any
+) -> Any:
+    """Use an async client of the server in a loop of its own."""
+
+    async def used() -> Any:
+        given = {"api_key": "key-123", "base_url": server.url, "max_retries": 0, **settings}
+        http = anthropic.DefaultAsyncHttpxClient(verify=False)
+        async with anthropic.AsyncAnthropic(http_client=http, **given) as client:
+            return await use(client)
+
+    return asyncio.run(used())
+
+
+def said(text: str) -> list[Block]:
+    """Messages of one of a user's."""
+    return [{"role": "user", "content": text}]
 
 
 def message(*blocks: Block | str, stop_reason: str = "end_turn", **fields: Any) -> Block:

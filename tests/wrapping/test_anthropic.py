@@ -1,4 +1,4 @@
-"""Wrapped Anthropic clients, against a server on the loopback: the same requests, the same objects."""
+"""Wrapped Anthropic clients, on the loopback: the same requests, the same objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import anthropic
 import pydantic
 import pytest
 from tests.sdk.world import Memory, events_in, of_type, request_in
-from tests.wrapping.anthropic_server import Block, Server, failure, message
+from tests.wrapping.anthropic_server import (
+    Block,
+    Server,
+    asynchronously,
+    failure,
+    message,
+    opened,
+    said,
+)
 
 from isonomy.sdk import (
     BackendError,
@@ -72,10 +80,6 @@ FOUND = {
         }
     ],
 }
-
-
-def said(text: str) -> list[Block]:
-    return [{"role": "user", "content": text}]
 
 
 CASES: dict[str, tuple[dict[str, Any], Block]] = {
@@ -198,7 +202,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(api_key="key-123", base_url=server.url, max_retries=0) as made:
+    with opened(server) as made:
         yield made
 
 
@@ -206,25 +210,10 @@ def on_output(function: Any, **terms: Any) -> Check:
     return check(function, stages=("post_validate",), **terms)
 
 
-def asynchronously(
-    server: Server, use: Callable[[anthropic.AsyncAnthropic], Any], **settings: Any
-) -> Any:
-    """Use an async client in a loop of its own."""
-
-    async def used() -> Any:
-        settings.setdefault("max_retries", 0)
-        async with anthropic.AsyncAnthropic(
-            api_key="key-123", base_url=server.url, **settings
-        ) as made:
-            return await use(made)
-
-    return asyncio.run(used())
-
-
 def both(server: Server, guard: Guard, request: dict[str, Any], **options: Any) -> list[Any]:
     """What `create` gives or raises, sync and async."""
     results = []
-    with anthropic.Anthropic(api_key="key-123", base_url=server.url, max_retries=0) as client:
+    with opened(server) as client:
         results.append(outcome(lambda: guard.wrap(client, **options).messages.create(**request)))
 
     async def create(client: anthropic.AsyncAnthropic) -> Any:
@@ -341,7 +330,7 @@ def test_what_is_not_guarded_is_refused_by_name(
         allowing = guard.wrap(client, allow=("beta", "messages.batches"))
         assert allowing.beta is not None
         assert allowing.messages.batches is not None
-        with pytest.raises(InputError, match="^files is not guarded"):
+        with pytest.raises(InputError, match=r"^files is not guarded"):
             _ = allowing.files
     assert not [path for path, _, _ in server.requests if path == "/v1/messages"]
 
@@ -473,7 +462,7 @@ def test_a_system_prompt_is_added_or_taken_away(server: Server) -> None:
     with Guard(policy=[check(Add(), stages=("pre_filter",))], log=None) as guard:
         server.answer = lambda body: message("ok")
         guard.policy.max_rounds = 5
-        with anthropic.Anthropic(api_key="k", base_url=server.url) as client:
+        with opened(server) as client:
             guard.wrap(client).messages.create(**ASK)
             guard.wrap(client).messages.create(**request_of("settings"))
     assert server.bodies[0]["system"] == "Be brief."
@@ -675,9 +664,9 @@ def test_parse_of_what_a_check_made_of_it(server: Server, client: anthropic.Anth
     with Guard(policy=[cat]) as guard:
         got = guard.wrap(client).messages.parse(**ASK, output_format=Animal)
         assert got.parsed_output == Animal(name="cat")
-    with Guard(policy=[on_output(lambda text: Replace("no JSON"))]) as guard:
-        with pytest.raises(pydantic.ValidationError):
-            guard.wrap(client).messages.parse(**ASK, output_format=Animal)
+    no_json = Guard(policy=[on_output(lambda text: Replace("no JSON"))])
+    with no_json as guard, pytest.raises(pydantic.ValidationError):
+        guard.wrap(client).messages.parse(**ASK, output_format=Animal)
     with Guard(policy=[on_output(lambda text: False)]) as guard:
         refused = guard.wrap(client).messages.parse(**ASK, output_format=Animal)
         assert isinstance(refused, anthropic.types.ParsedMessage)
@@ -727,7 +716,7 @@ def test_the_package_tries_again_as_ever(server: Server) -> None:
     server.headers = {"retry-after-ms": "1"}
     with (
         Guard(policy=[lambda text: True]) as guard,
-        anthropic.Anthropic(api_key="k", base_url=server.url, max_retries=2) as client,
+        opened(server, max_retries=2) as client,
     ):
         assert guard.wrap(client).messages.create(**ASK).content[0].text == "At last."
     assert len(server.requests) == 2
@@ -767,7 +756,7 @@ def test_arguments_that_the_package_refuses(server: Server, client: anthropic.An
     [
         b"not JSON",
         b'{"type": "message", "content": [{"type": "text", "text": "\xff"}]}',
-        b'{"type": "message", "role": "assistant", "content": [{"type": "text", "text": "\\ud800"}]}',
+        b'{"type": "message", "content": [{"type": "text", "text": "\\ud800"}]}',
         b"[]",
     ],
 )
@@ -821,7 +810,7 @@ def test_64_calls_at_once_never_mix(server: Server) -> None:
 
     with (
         Guard(policy=[hide, shout]) as guard,
-        anthropic.Anthropic(api_key="k", base_url=server.url) as client,
+        opened(server) as client,
     ):
         wrapped = guard.wrap(client)
 
