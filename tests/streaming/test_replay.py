@@ -74,6 +74,45 @@ def test_a_check_that_breaks_its_promise_is_replayed_all_the_same(tmp_path: Path
             assert guard.replay(stream.call_id).status == "verified"
 
 
+@pytest.mark.parametrize("always", [True, False])
+@pytest.mark.parametrize("operation", ["stream", "chat"])
+def test_a_check_that_hung_in_mid_stream_is_not_asked_again(
+    tmp_path: Path, always: bool, operation: str
+) -> None:
+    import threading
+    import time
+
+    asked: list[int] = []
+    release = threading.Event()
+
+    def hangs(text: str) -> bool:
+        asked.append(len(text))
+        if len(text) > 40 and (always or asked.count(len(text)) == 1):
+            release.wait(20)
+        return len(text) < len(TEXT)
+
+    slow = check(hangs, id="slow", stages=("post_validate",), lookback=0, timeout=0.1)
+    with Guard(Pieces([TEXT], range(0, 90, 7)), [slow], tmp_path / "log") as guard:
+        if operation == "stream":
+            stream = guard.stream("hi", sampling=SEED)
+            assert "".join(stream) == TEXT[:32] + "\n\n" + REFUSAL
+            reply = stream.reply
+        else:
+            reply = guard.chat("hi", sampling=SEED)
+            assert reply.text == TEXT[:32] + "\n\n" + REFUSAL
+        assert reply.verdict == "block"
+        begun = time.monotonic()
+        done = guard.replay(reply.call_id)
+        assert done.status == "verified", done.sentence()
+        assert time.monotonic() - begun < 5
+        with ReplayLog(tmp_path / "log") as log:
+            (call,) = log.calls()
+            assert call.result is not None
+            assert call.result.stalled == {"0": 64}
+            assert log.sql("select stalled from calls").fetchall() == [('{"0":64}',)]
+    release.set()
+
+
 def test_a_call_that_was_broken_off_is_refused(tmp_path: Path) -> None:
     with Guard(Pieces([TEXT], range(0, 90, 7)), [], tmp_path / "log") as guard:
         stream = guard.stream("hi", sampling=SEED)

@@ -378,6 +378,7 @@ def _perform(
             world=world,
             resumes=intent.resumes,
             resumption=request.resumption,
+            stalled=result.stalled,
         )
         again = _streamed if intent.operation == "stream" else _whole
         reply = again(performance, policy=policy, workers=workers, trail_out=trails)

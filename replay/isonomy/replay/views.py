@@ -100,6 +100,12 @@ _DEFINITIONS: Final = {
                 "of a stream: from the call's begin to its first segment, milliseconds",
             ),
             (
+                "stalled",
+                "r.stalled",
+                "by round: characters of the answer at which a check missed its deadline in "
+                "mid-stream, JSON object",
+            ),
+            (
                 "segments",
                 "(SELECT count(*) FROM stored.segments s"
                 " WHERE s.call_id = coalesce(i.call_id, r.call_id, o.call_id))",
@@ -222,6 +228,50 @@ _DEFINITIONS: Final = {
                 "digest of the check's code: it identifies, it does not authenticate",
             ),
             ("settings", "c.settings", "digest of the check's settings"),
+            ("record", "e.record", _RECORD),
+        ),
+    ),
+    "critiques": _view(
+        "FROM (SELECT *, unnest(from_json(content::JSON -> 'critiques', "
+        """'[{"principle": "VARCHAR", "score": "DOUBLE", "reason": "VARCHAR"}]')) AS said"""
+        " FROM stored.events WHERE type = 'critiqued') e",
+        "One row each time a candidate was judged by a principle.",
+        (
+            ("call_id", "e.call_id", _CALL),
+            ("sequence", "e.sequence", _SEQUENCE),
+            ("check_id", "e.check_id", "id of the check in its policy"),
+            ("target", "e.target", "what was judged: candidate/N, as it stood at this event"),
+            ("round", "e.round", "regeneration, from 0"),
+            ("principle", "e.said.principle", "the principle, e.g. asimov/first"),
+            ("score", "e.said.score", "1 full compliance, 0 a breach"),
+            ("reason", "e.said.reason", "critique in words"),
+            (
+                "shadow",
+                "e.shadow",
+                "whether the check is on trial: its critique was recorded and changed nothing",
+            ),
+            ("record", "e.record", _RECORD),
+        ),
+    ),
+    "rankings": _view(
+        "FROM (SELECT *, unnest(generate_series(0, len(ranked) - 1)) AS place FROM"
+        " (SELECT *, from_json(content::JSON -> 'ranking' -> 'order', '[\"INTEGER\"]') AS ranked,"
+        " from_json(content::JSON -> 'ranking' -> 'scores', '[\"DOUBLE\"]') AS scores"
+        " FROM stored.events WHERE type = 'ranked') r) e",
+        "One row a candidate each time a check put candidates in order.",
+        (
+            ("call_id", "e.call_id", _CALL),
+            ("sequence", "e.sequence", _SEQUENCE),
+            ("check_id", "e.check_id", "id of the check in its policy"),
+            ("round", "e.round", "regeneration, from 0"),
+            ("place", "e.place", "place of the candidate, from 0, the best"),
+            ("candidate", "e.ranked[e.place + 1]", "number of the candidate"),
+            ("score", "e.scores[e.place + 1]", "score that put it there, where the check gave one"),
+            (
+                "shadow",
+                "e.shadow",
+                "whether the check is on trial: its order was recorded and changed nothing",
+            ),
             ("record", "e.record", _RECORD),
         ),
     ),

@@ -82,6 +82,8 @@ class Performance(msgspec.Struct, frozen=True, kw_only=True):
     resumes: str | None = None
     """The call that waited for a person, where this one goes on with it; and with what:"""
     resumption: Resumption | None = None
+    stalled: dict[str, int] = {}
+    """Where checks missed their deadline in mid-stream, as recorded; see `Result`."""
 
 
 async def perform(
@@ -193,6 +195,8 @@ class _Performing:
         self._outlet = streaming.outlet if streaming is not None else None
         if streaming is not None:
             streaming.begin, streaming.release = self._prefix, self._release
+            streaming.outlet.started = self._started
+        self._stalled: dict[str, int] = {}
         self._intended = False
         self._ended = False
         self._entries: list[Entry] = []
@@ -274,10 +278,13 @@ class _Performing:
         from .releasing import consent
         from .streaming import Prefix, readers
 
-        performance = self._performance
+        performance, round = self._performance, self._pipeline.rounds
         found = readers(self._policy, tools=bool(performance.request.tools))
         if found is None:
             return None
+
+        def stalled() -> None:
+            self._stalled[str(round)] = prefix.asked_at
 
         async def asked(check: Any, text: str) -> str | None:
             return await consent(
@@ -287,9 +294,17 @@ class _Performing:
                 world=performance.world,
                 waiting=self._waiting,
                 workers=self._workers,
+                stalled=stalled,
             )
 
-        return Prefix(found, asked, passes=self._policy.max_rounds + 1)
+        at = performance.stalled.get(str(round))
+        prefix = Prefix(
+            found,
+            asked,
+            passes=self._policy.max_rounds + 1,
+            until=None if at is None else at - 1,
+        )
+        return prefix
 
     async def _left(self) -> str:
         """Return what of the model's last answer left, or would have left of a stream."""
@@ -390,6 +405,7 @@ class _Performing:
                     error=error,
                     duration_ns=time.perf_counter_ns() - self._started,
                     first_released_ns=first,
+                    stalled=self._stalled,
                     token=token,
                     pending=pending,
                 )

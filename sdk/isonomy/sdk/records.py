@@ -142,6 +142,9 @@ class Result(_Record, frozen=True, tag="result"):
     error: str | None = None
     first_released_ns: int | None = None
     """From the call's begin to its first released segment, in a stream."""
+    stalled: dict[str, int] = {}
+    """By round: the beginning of the answer, in characters, about which a check was asked in
+    mid-stream and missed its deadline, so that nothing more left before the whole was judged."""
     token: str | None = None
     """The digest of the token by which a call that waits for a person is resumed."""
     events: tuple[EventHeader, ...] = ()

@@ -176,11 +176,19 @@ class _World(Protocol):
 
 
 async def consent(
-    reader: Reader, text: str, *, call: Call, world: _World, waiting: Waiting, workers: Workers
+    reader: Reader,
+    text: str,
+    *,
+    call: Call,
+    world: _World,
+    waiting: Waiting,
+    workers: Workers,
+    stalled: Callable[[], None],
 ) -> str | None:
     """Ask a check about the beginning of an answer, without a trace in the call's events.
 
-    Returns what the check makes of it, or `None` where it objects or fails.
+    Returns what the check makes of it, or `None` where it objects or fails. `stalled` is called
+    where it misses its deadline, which a replay could not find out.
     """
     check: Any = reader
     candidate = Candidate(index=0, content=(Text(text),), finish_reason="")
@@ -197,6 +205,8 @@ async def consent(
     )
     verdict = answer.value
     if answer.failure is not None:
+        if answer.failure == "timeout":
+            stalled()
         return None
     if verdict is None or isinstance(verdict, Allow | Flag):
         return text

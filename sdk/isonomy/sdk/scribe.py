@@ -172,6 +172,7 @@ class Scribe:
         error: str | None,
         duration_ns: int,
         first_released_ns: int | None = None,
+        stalled: dict[str, int] | None = None,
         token: str | None = None,
         pending: Pending | None = None,
     ) -> Entry:
@@ -187,6 +188,7 @@ class Scribe:
                 duration_ns=duration_ns,
                 error=error,
                 first_released_ns=first_released_ns,
+                stalled=stalled or {},
                 token=token,
                 events=tuple(header_of(event) for event in events),
             ),

@@ -87,9 +87,12 @@ class Prefix:
         ask: see `Ask`.
         passes: how often a check may be asked at one boundary, since a later one replaced what it
             had judged; a text that is not settled then does not leave.
+        until: no check is asked about more characters than that, and nothing more leaves.
     """
 
-    def __init__(self, checks: Sequence[Reader], ask: Ask, *, passes: int) -> None:
+    def __init__(
+        self, checks: Sequence[Reader], ask: Ask, *, passes: int, until: int | None = None
+    ) -> None:
         self.text = ""
         self.held = False
         """Whether nothing more leaves before the whole is judged."""
@@ -100,6 +103,12 @@ class Prefix:
         self._length = 0
         self._boundaries = boundaries()
         self._next = next(self._boundaries)
+        self._until = until
+
+    @property
+    def asked_at(self) -> int:
+        """How many characters of the answer checks are being asked about."""
+        return self._next
 
     async def feed(self, piece: str) -> None:
         """Take the next piece of the answer; `text` is then what may leave."""
@@ -110,6 +119,9 @@ class Prefix:
         answer = "".join(self._pieces)
         self._pieces = [answer]
         while self._next <= self._length and not self.held:
+            if self._until is not None and self._next > self._until:
+                self.held = True
+                return
             await self._grow(answer[: self._next])
             self._next = next(self._boundaries)
 
