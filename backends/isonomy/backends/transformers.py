@@ -51,6 +51,14 @@ _ALLOWED: dict[str, tuple[type, ...]] = {
     "assistant": (Text, Json, Reasoning),
     "tool": (),
 }
+_RANGES = (
+    ("temperature", 0.0, 1e6),
+    ("top_p", 1e-9, 1.0),
+    ("top_k", 0, 1 << 31),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 1e-6, 1e6),
+    ("max_tokens", 1, 1 << 31),
+)
 _TURN = threading.Lock()
 """Held while torch's random state is ours."""
 
@@ -318,7 +326,7 @@ class Transformers:
             options={"device": device, "dtype": dtype},
             artefacts=artefacts,
             runtime={
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
                 "transformers": version("transformers"),
                 "threads": torch.get_num_threads(),
                 "dtype": str(self._model.dtype).removeprefix("torch."),
@@ -405,6 +413,10 @@ def _generated(
 
 def _settings(defaults: Any, sampling: Sampling, room: int) -> Any:
     """Return transformers' settings for a draw: the checkpoint's, with ours in their place."""
+    for field, low, high in _RANGES:
+        drawn = getattr(sampling, field)
+        if drawn is not None and not low <= drawn <= high:
+            raise InputError(f"{field} must be from {low:g} to {high:g}, not {drawn!r}.")
     settings = copy.deepcopy(defaults)
     draws = bool(sampling.temperature)
     for name, value in (
@@ -424,10 +436,6 @@ def _settings(defaults: Any, sampling: Sampling, room: int) -> Any:
     ends = _ids_of(settings.eos_token_id)
     if settings.pad_token_id is None and ends:
         settings.pad_token_id = ends[0]
-    try:
-        settings.validate()
-    except ValueError as error:
-        raise InputError(f"transformers can't draw like this: {error}") from None
     return settings
 
 
