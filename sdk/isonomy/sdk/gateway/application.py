@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from ..guard import Guard
 
 _FOR_EVERYBODY = ("health", "ready")
-_DECISIONS = ("approve", "edit", "reject")
 Handler = Callable[[Exchange, Receive, Send], Awaitable[None]]
 
 
@@ -131,15 +130,20 @@ class Gateway:
     async def _resume(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         with self.running:
             body = await read_json(exchange, receive, self._settings)
-            token, decision, edited, by, reason = _decided(body)
+            asked = _decided(body)
+            model = asked.model or self._models.own
             reply = await self.running.supervise(
                 self._guard.aresume(
-                    token, decision, edited=edited, by=exchange.key or by, reason=reason
+                    asked.token,
+                    asked.decision,
+                    edited=asked.edited,
+                    by=exchange.key or asked.by,
+                    reason=asked.reason,
+                    backend=self._models.backend(model),
                 ),
                 receive,
                 seconds=self._settings.call_seconds,
             )
-            model = self._guard.backend.identity().model
             await self._completions.reply([reply], model, exchange, send)
 
     async def _list_models(self, exchange: Exchange, receive: Receive, send: Send) -> None:
@@ -210,34 +214,50 @@ async def _send_json(send: Send, value: Any, status: int = 200) -> None:
         await send(message)
 
 
-def _decided(
-    body: dict[str, Any],
-) -> tuple[str, Any, str | tuple[Message, ...] | None, str | None, str]:
+class _Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a resumption.
+
+    `edited` is a text, or messages in the chat-completions format. `model` is what the call asked
+    for, where that was not the guard's own backend. `by` is who decided, where no key says so.
+    """
+
+    token: str
+    decision: Literal["approve", "edit", "reject"]
+    edited: str | list[Any] | None = None
+    by: str | None = None
+    reason: str = ""
+    model: str | None = None
+
+
+class _Decided(msgspec.Struct, frozen=True):
+    """A resumption in the guard's words."""
+
+    token: str
+    decision: Literal["approve", "edit", "reject"]
+    edited: str | tuple[Message, ...] | None
+    by: str | None
+    reason: str
+    model: str | None
+
+
+def _decided(body: dict[str, Any]) -> _Decided:
     """Read the body of a resumption.
 
     Raises:
         Refused, InputError: naming the field that can't be used.
     """
-    for name in body:
-        if name not in ("token", "decision", "edited", "by", "reason"):
-            raise _wrong(name, "is not known here")
-    for name in ("token", "decision", "by", "reason"):
-        required = name in ("token", "decision")
-        value = body.get(name)
-        if not (isinstance(value, str) or (value is None and not required)):
-            raise _wrong(name, "must be a text")
-    if body["decision"] not in _DECISIONS:
-        raise _wrong("decision", f"must be one of {', '.join(_DECISIONS)}")
-    edited = body.get("edited")
-    if (edited is not None) != (body["decision"] == "edit"):
-        raise _wrong("edited", "is there with the decision edit, and only then")
-    if edited is not None and not isinstance(edited, str):
-        edited = messages_of(edited)
-    return body["token"], body["decision"], edited, body.get("by"), body.get("reason") or ""
-
-
-def _wrong(name: str, problem: str) -> Refused:
-    return Refused(400, f"{name:.100} {problem}.", param=name, code="invalid_input")
+    try:
+        given = msgspec.convert(body, _Decision)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$")
+        raise Refused(
+            400,
+            f"{problem}.",
+            param=path.strip(".`") or None,
+            code="invalid_input",
+        ) from None
+    edited = given.edited if not isinstance(given.edited, list) else messages_of(given.edited)
+    return _Decided(given.token, given.decision, edited, given.by, given.reason, given.model)
 
 
 def app(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -53,8 +53,10 @@ class Models:
 
     def __init__(self, guard: Guard, settings: Settings) -> None:
         own = guard.backend.identity()
-        others: Mapping[str, Backend] = getattr(guard, "backends", {})
+        others = guard.backends
         names = settings.models or {own.model: DEFAULT}
+        self.own = next((name for name, behind in names.items() if behind == DEFAULT), own.model)
+        """The name of the guard's own backend."""
         self._any = settings.any_model
         self._backends: dict[str, Backend | None] = {}
         self._owners: dict[str, str] = {}
@@ -236,7 +238,7 @@ class Completions:
         for choice, reply in zip(completion["choices"], replies, strict=True):
             choice["isonomy"] = _notes(reply)
         headers = _headers(exchange)
-        tokens = [token for reply in replies if (token := _token(reply))]
+        tokens = [token for reply in replies if (token := reply.token)]
         if tokens:
             headers["x-isonomy-token"] = ", ".join(tokens)
         for message in answer(200, msgspec.json.encode(completion), headers):
@@ -385,13 +387,7 @@ def _fingerprint(reply: Reply) -> str | None:
 
 def _notes(reply: Reply) -> dict[str, Any]:
     notes = {"call_id": reply.call_id, "verdict": reply.verdict}
-    token = _token(reply)
-    return {**notes, "token": token} if token else notes
-
-
-def _token(reply: Reply) -> str | None:
-    """Return the token by which a call that waits for a person is resumed."""
-    return getattr(reply, "token", None)
+    return {**notes, "token": reply.token} if reply.token else notes
 
 
 def _headers(exchange: Exchange) -> dict[str, str]:
