@@ -29,7 +29,7 @@ def provider(openai_server: Provider) -> Iterator[Provider]:
 def client(provider: Provider) -> Iterator[Any]:
     from openai import OpenAI
 
-    with OpenAI(api_key="sk-secret", base_url=provider.url, max_retries=0) as opened:
+    with OpenAI(api_key="sk-0123456789abcdef-secret", base_url=provider.url, max_retries=0) as opened:
         yield opened
 
 
@@ -41,7 +41,7 @@ def acall(provider: Provider) -> Callable[..., Any]:
     def call(guard: Any, use: Any, **options: Any) -> Any:
         async def run() -> Any:
             async with AsyncOpenAI(
-                api_key="sk-secret", base_url=provider.url, max_retries=0
+                api_key="sk-0123456789abcdef-secret", base_url=provider.url, max_retries=0
             ) as opened:
                 return await use(guard.wrap(opened, **options))
 

@@ -240,7 +240,9 @@ def test_raw_responses_hold_what_is_released(provider, client, acall):
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 429, 500, 503])
 def test_errors_are_the_clients_own_and_in_the_log(provider, client, acall, status, tmp_path):
-    said = json.dumps({"error": {"message": "no, sk-secret", "code": "c", "param": "p"}})
+    said = json.dumps(
+        {"error": {"message": "no, sk-0123456789abcdef-secret", "code": "c", "param": "p"}}
+    )
     provider.answer = lambda body: Raw(said.encode(), status=status)
     with pytest.raises(openai.APIStatusError) as plain:
         client.chat.completions.create(model="m", messages=HELLO)
@@ -255,7 +257,7 @@ def test_errors_are_the_clients_own_and_in_the_log(provider, client, acall, stat
         assert str(wrapped.value) == str(plain.value)
         failed = events_of(tmp_path, "backend_failed")
     assert [event["error"] for event in failed] == ["RemoteError", "RemoteError"]
-    assert "sk-secret" not in json.dumps(failed)
+    assert "sk-0123456789abcdef-secret" not in json.dumps(failed)
     assert type(plain.value).__name__ in failed[0]["message"]
 
 

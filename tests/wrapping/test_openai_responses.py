@@ -354,3 +354,21 @@ def test_a_check_can_ask_the_same_model(provider, client):
         "store": False,
         "input": [{"role": "user", "content": "is it fine?"}],
     }
+
+
+def test_keys_of_tools_on_other_servers_are_in_no_record(provider, client, tmp_path):
+    tool = {
+        "type": "mcp",
+        "server_label": "shop",
+        "server_url": "https://shop.example/mcp",
+        "authorization": "token-0123456789-abcdef",
+        "headers": {"x-key": "header-0123456789-abcdef"},
+    }
+    with Guard(log=tmp_path) as guard:
+        guard.wrap(client).responses.create(model="m", input="hello", tools=[tool])
+        list(guard.wrap(client).responses.create(model="m", input="hi", tools=[tool], stream=True))
+    assert provider.requests[0]["tools"] == [tool]
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"shop.example" in written
+    for secret in (b"token-0123", b"header-0123", b"sk-0123456789abcdef"):
+        assert secret not in written

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .releasing import Streaming
     from .resuming import Left, Memory
     from .streams import AsyncStream, Driver, Stream
-    from .wrapping import WrapOptions
     from .wrapping.function import ProtectOptions
+    from .wrapping.settings import WrapOptions
 
 C = TypeVar("C")
 
@@ -375,7 +375,7 @@ class Guard:
         Args:
             client: left as it is.
             options: for every call through the wrapped client: session, actor, tags, ..., and how
-                it is to behave; see `isonomy.sdk.wrapping.WrapOptions`.
+                it is to behave; see `isonomy.sdk.wrapping.settings.WrapOptions`.
 
         Raises:
             InputError: `client` is nothing that can be wrapped.

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .replies import replies_of, reply_of
-from .settings import Settings, WrapOptions
 
 if TYPE_CHECKING:
     from ..guard import Guard
     from .function import ProtectOptions
+    from .settings import WrapOptions
 
-__all__ = ["Settings", "WrapOptions", "protect", "replies_of", "reply_of", "wrap"]
+__all__ = ["protect", "replies_of", "reply_of", "wrap"]
 
 _MODULES = {
     "anthropic": "anthropic_client",
@@ -41,6 +41,8 @@ def wrap(guard: Guard, client: Any, options: WrapOptions) -> Any:
     for base in kind.__mro__:
         module = _MODULES.get(base.__module__.partition(".")[0])
         if module is not None:
+            from .settings import Settings
+
             settings = Settings.of(options)
             return import_module(f"{__name__}.{module}").wrap(guard, client, settings)
     raise InputError(

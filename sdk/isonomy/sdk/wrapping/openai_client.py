@@ -26,7 +26,7 @@ from ..errors import BackendError, InputError
 from ..performing import Reply
 from ..registry import nearest
 from .openai_exchange import Exchange, retries_of
-from .openai_responses import Responses
+from .openai_responses import SECRETS, Responses
 from .openai_streams import Reading, abody_of, aresponse_of, body_of, response_of
 from .openai_wire import Chat, Wire
 from .replies import remember
@@ -189,7 +189,7 @@ class _Guarding:
             body,
             asked,
             base_url=str(client.base_url),
-            secret=_key(client),
+            secrets=_secrets(client, body),
             send=sending,
             decoder=client._make_sse_decoder,
             loop=loop,
@@ -236,9 +236,14 @@ def _without_idempotency(headers: Any) -> Any:
     return {name: headers[name] for name in headers if name.lower() != "idempotency-key"}
 
 
-def _key(client: Any) -> str:
-    key = client.__dict__.get("api_key")
-    return key if isinstance(key, str) else ""
+def _secrets(client: Any, body: dict[str, Any]) -> tuple[str, ...]:
+    """Return what no record may hold: the client's keys, and those of tools on other servers."""
+    found = [client.__dict__.get(name) for name in ("api_key", "admin_api_key", "_azure_ad_token")]
+    for tool in body.get("tools") or ():
+        for name in SECRETS if isinstance(tool, dict) else ():
+            held = tool.get(name)
+            found += held.values() if isinstance(held, dict) else [held]
+    return tuple(secret for secret in found if isinstance(secret, str))
 
 
 class _Wrapped:

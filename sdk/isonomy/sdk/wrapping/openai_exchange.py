@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 OFFICIAL_HOST = "api.openai.com"
 _NESTED = 1 << 16
 """Plugins' own generations are numbered from here on (see trail.py)."""
+_SHORTEST_SECRET = 16
+"""A shorter key is none ("EMPTY", "ollama"): people send local servers what they like."""
 _LONGEST_MESSAGE = 600
 """How much of an error's message is recorded, in characters."""
 
@@ -86,7 +88,7 @@ class Exchange:
         body: the request, as the client is about to send it.
         asked: the same in our words.
         base_url: whom the client asks.
-        secret: the client's key, which no record may hold.
+        secrets: the client's keys, which no record may hold.
         send: sends a body; for an async client it returns an awaitable.
         decoder: makes a decoder of server-sent events.
         loop: the event loop that an async client is used in.
@@ -99,7 +101,7 @@ class Exchange:
         asked: Asked,
         *,
         base_url: str,
-        secret: str,
+        secrets: tuple[str, ...],
         send: Send,
         decoder: Callable[[], Any],
         loop: asyncio.AbstractEventLoop | None = None,
@@ -112,7 +114,7 @@ class Exchange:
         self.received: list[Received] = []
         self._answered: list[tuple[Received, int]] = []
         self._base_url = base_url
-        self._secret = secret
+        self._secrets = tuple(secret for secret in secrets if len(secret) >= _SHORTEST_SECRET)
         self._send = send
         self._decoder = decoder
         self._loop = loop
@@ -399,7 +401,9 @@ class Exchange:
 
     def _clean(self, text: str) -> str:
         text = carriable(text)
-        return text.replace(self._secret, "[api key]") if self._secret else text
+        for secret in self._secrets:
+            text = text.replace(secret, "[secret]")
+        return text
 
     # Releasing.
 

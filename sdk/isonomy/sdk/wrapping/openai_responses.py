@@ -67,8 +67,8 @@ _PROVIDERS_OWN = frozenset(
     )
 )
 """Items that the provider made; an application hands them back as it got them."""
-_OURS = ("instructions", "input", "prompt")
-"""Types of the items that stand for what is no item in the format."""
+SECRETS = ("authorization", "headers")
+"""What a tool on another server is given to be let in."""
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "max_output_tokens": "max_tokens"}
 _ELSEWHERE = ("model", "input", "instructions", "tools", "stream")
 _KNOWN = frozenset(
@@ -403,9 +403,9 @@ def _sampling_of(rest: dict[str, Any]) -> Sampling:
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool's definition as chat completions have it."""
+    """Return a tool's definition as chat completions have it, for the record: without secrets."""
     if tool.get("type") != "function":
-        return tool
+        return {name: "[secret]" if name in SECRETS else value for name, value in tool.items()}
     return {
         "type": "function",
         "function": {name: value for name, value in tool.items() if name != "type"},
