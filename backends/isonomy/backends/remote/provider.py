@@ -100,7 +100,6 @@ class _Told:
     def __init__(self, tell: Tell | None, secrets: Mapping[str, str]) -> None:
         self._tell = tell
         self._flow = Flow(secrets)
-        self.length = 0
         self.text = ""
 
     def piece(self, text: str) -> None:
