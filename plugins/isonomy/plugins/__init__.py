@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from .length import Length
     from .patterns import Patterns
     from .pii import Pii
+    from .telemetry import Telemetry
 
-__all__ = ["Constitution", "Length", "Patterns", "Pii", "Principle"]
+__all__ = ["Constitution", "Length", "Patterns", "Pii", "Principle", "Telemetry"]
 
 _HOMES = {
     "Constitution": ".constitution",
@@ -27,6 +28,7 @@ _HOMES = {
     "Patterns": ".patterns",
     "Pii": ".pii",
     "Principle": ".constitution",
+    "Telemetry": ".telemetry",
 }
 
 

@@ -7,7 +7,9 @@ before them (wrapped clients, the gateway). `performance` turns them into what i
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypedDict
 
 import msgspec
@@ -43,7 +45,8 @@ class CallOptions(TypedDict, total=False):
         the record itself, which outlives the erasure of content: use opaque ids, not names or
         addresses.
     tags: labels for the log.
-    trace_id, parent_id: of a W3C trace that the call belongs to, hexadecimal.
+    trace_id, parent_id: of a W3C trace that the call belongs to, hexadecimal; unless given, of the
+        caller's current OpenTelemetry span, if there is one.
     documents: retrieved documents; they pass the `retrieved` checks and reach the model before what
         the user asked last.
     sampling: for this call; fields that are `None` are taken from the guard's own.
@@ -132,13 +135,14 @@ def performance(
     call_id = new_call_id()
     session, subject = options.get("session"), options.get("subject")
     tags = options.get("tags")
+    trace_id, parent_id = _trace_of(options)
     call = as_call(
         id=call_id,
         session=call_id if session in _NOT_GIVEN else session,
         subject=subject if subject not in _NOT_GIVEN else session or call_id,
         actor=options.get("actor"),
-        trace_id=options.get("trace_id"),
-        parent_id=options.get("parent_id"),
+        trace_id=trace_id,
+        parent_id=parent_id,
         **({} if tags is None else {"tags": tags}),
     )
     wanted = options.get("sampling")
@@ -158,3 +162,19 @@ def performance(
         sampling=drawn,
         world=live(backend, secrets, backends),
     )
+
+
+def _trace_of(options: CallOptions) -> tuple[str | None, str | None]:
+    """Return the trace and the span that a call belongs to.
+
+    Who traces has loaded OpenTelemetry; nobody else needs to pay for it.
+    """
+    given = options.get("trace_id"), options.get("parent_id")
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None or given != (None, None):
+        return given
+    with suppress(Exception):  # a call does not fail for a trace
+        current = trace.get_current_span().get_span_context()
+        if current.is_valid:
+            return f"{current.trace_id:032x}", f"{current.span_id:016x}"
+    return given

@@ -116,8 +116,8 @@ async def perform(
         LogError: a record could not be made durable.
         BaseException: the caller was cancelled or interrupted; the result is recorded first.
     """
-    seen_by = _observing(performance, observers) if observers else None
     bound = bind(performance.call.id)
+    seen_by = _observing(performance, observers) if observers else None
     performing = _Performing(
         performance, policy, waiting, workers, scribe, seen_by, streaming, keep
     )

@@ -1,0 +1,395 @@
+"""`Telemetry`: OpenTelemetry spans and metrics of guarded calls. Extra ``otel``.
+
+It observes and judges nothing. Spans and metrics go to the providers that the application has set
+up with OpenTelemetry's own SDK; nothing is exported otherwise. A call is a tree of spans:
+
+```
+isonomy.call                    from its begin to its reply; a child of the caller's current span
+├── check NAME                  each judgement, critique, revision and ranking
+├── chat MODEL                  each answer of a model, and each that a plugin asked for
+└── ...
+```
+
+The span of the call is the current one while it lasts, for checks on their threads too, so that
+what a client or a plugin traces itself is a part of it. Names of what concerns models are those of
+OpenTelemetry's semantic conventions for generative AI
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/); our own begin with ``isonomy.``:
+
+| metric | unit | attributes |
+| --- | --- | --- |
+| ``gen_ai.client.operation.duration`` | s | operation, provider, models, ``error.type`` |
+| ``gen_ai.client.token.usage`` | {token} | the same, ``gen_ai.token.type`` |
+| ``isonomy.verdicts`` | {verdict} | stage, check, verdict, shadow |
+| ``isonomy.call.duration`` | s | verdict, ``error.type`` |
+
+No content is in any of it unless `content` is set; error messages, which may quote content, never
+are. What goes wrong in here changes no call (isonomy.sdk.observing).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+from isonomy.sdk import (
+    Call,
+    Identity,
+    Message,
+    MissingExtra,
+    Part,
+    Reasoning,
+    Reply,
+    Sampling,
+    Text,
+    ToolCall,
+    ToolResult,
+    hookimpl,
+)
+from isonomy.sdk.events import BackendFailed, Event, Failed, Generated
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+Attributes = dict[str, Any]
+SCOPE = "isonomy"
+"""The name of the instrumentation scope."""
+_DURATIONS = (
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.16,
+    0.32,
+    0.64,
+    1.28,
+    2.56,
+    5.12,
+    10.24,
+    20.48,
+    40.96,
+    81.92,
+)
+_TOKENS = (
+    1,
+    4,
+    16,
+    64,
+    256,
+    1024,
+    4096,
+    16384,
+    65536,
+    262144,
+    1048576,
+    4194304,
+    16777216,
+    67108864,
+)
+"""Bounds of histograms, as the semantic conventions advise."""
+_JUDGEMENTS = ("judged", "failed", "critiqued", "revised", "ranked")
+
+
+class _Instruments(NamedTuple):
+    tracer: Any
+    operations: Any
+    tokens: Any
+    verdicts: Any
+    calls: Any
+
+
+class _Watched(NamedTuple):
+    """A call under way: its span, the context of what is within it, and who answers."""
+
+    span: Span
+    context: Context
+    attached: Any
+    identity: Identity | None
+    started: int
+
+
+class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, dict=True):
+    """Trace and measure every call.
+
+    Attributes:
+        content: put the messages of the caller and the answer into the spans. They leave this
+            process unjudged then, and the log's erasure does not reach them.
+
+    Raises:
+        MissingExtra: opentelemetry-api is not installed.
+    """
+
+    content: bool = False
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("opentelemetry") is None:
+            raise MissingExtra("the check 'telemetry'", "otel", "opentelemetry-api")
+        _ = self._calls, self._lock
+
+    @cached_property
+    def _calls(self) -> dict[str, _Watched]:
+        return {}
+
+    @cached_property
+    def _lock(self) -> threading.Lock:
+        return threading.Lock()
+
+    @cached_property
+    def _instruments(self) -> _Instruments:
+        from opentelemetry import metrics, trace
+
+        meter = metrics.get_meter(SCOPE)
+        return _Instruments(
+            tracer=trace.get_tracer(SCOPE),
+            operations=meter.create_histogram(
+                "gen_ai.client.operation.duration",
+                unit="s",
+                description="GenAI operation duration.",
+                explicit_bucket_boundaries_advisory=_DURATIONS,
+            ),
+            tokens=meter.create_histogram(
+                "gen_ai.client.token.usage",
+                unit="{token}",
+                description="Number of input and output tokens used.",
+                explicit_bucket_boundaries_advisory=_TOKENS,
+            ),
+            verdicts=meter.create_counter(
+                "isonomy.verdicts", unit="{verdict}", description="Verdicts of checks."
+            ),
+            calls=meter.create_histogram(
+                "isonomy.call.duration",
+                unit="s",
+                description="Duration of guarded calls.",
+                explicit_bucket_boundaries_advisory=_DURATIONS,
+            ),
+        )
+
+    @hookimpl
+    def call_begins(
+        self, call: Call, messages: tuple[Message, ...], identity: Identity | None
+    ) -> None:
+        """Begin the call's span, within the caller's."""
+        from opentelemetry import context, trace
+
+        attributes: Attributes = {"isonomy.call.id": call.id}
+        if call.session != call.id:
+            attributes["gen_ai.conversation.id"] = call.session
+        attributes |= {f"isonomy.tag.{name}": value for name, value in call.tags.items()}
+        if self.content:
+            attributes["gen_ai.input.messages"] = _written(map(_message, messages))
+        started = time.time_ns()
+        span = self._instruments.tracer.start_span(
+            "isonomy.call", context=_parent(call), attributes=attributes, start_time=started
+        )
+        within = trace.set_span_in_context(span)
+        watched = _Watched(span, within, context.attach(within), identity, started)
+        with self._lock:
+            self._calls[call.id] = watched
+
+    @hookimpl
+    def observe(self, call: Call, event: Event) -> None:
+        """Add a span for what took time, and count."""
+        with self._lock:
+            watched = self._calls.get(call.id)
+        if watched is None:
+            return
+        if isinstance(event, Generated | BackendFailed):
+            self._model(watched, event)
+        elif event.type in _JUDGEMENTS:
+            self._check(watched, event)
+
+    @hookimpl
+    def call_ends(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
+        """End the call's span."""
+        from opentelemetry import context, trace
+        from opentelemetry.trace import StatusCode
+
+        with self._lock:
+            watched = self._calls.pop(call.id, None)
+        if watched is None:
+            return
+        ended = time.time_ns()
+        attributes: Attributes = {}
+        if reply is not None:
+            attributes["isonomy.verdict"] = reply.verdict
+        if error is not None:
+            attributes["error.type"] = type(error).__name__
+            watched.span.set_status(StatusCode.ERROR)
+        self._instruments.calls.record((ended - watched.started) / 1e9, attributes)
+        if reply is not None and reply.check is not None:
+            attributes["isonomy.check.id"] = reply.check
+        if reply is not None and self.content:
+            said = {"role": "assistant", "parts": _parts(reply.output.content)}
+            finished = {"finish_reason": reply.finish_reason or "unknown"}
+            attributes["gen_ai.output.messages"] = _written([said | finished])
+        watched.span.set_attributes(attributes)
+        watched.span.end(ended)
+        # Not where a coroutine that nobody awaits any more is collected in another context.
+        if trace.get_current_span() is watched.span:
+            context.detach(watched.attached)
+
+    def _model(self, watched: _Watched, event: Generated | BackendFailed) -> None:
+        from opentelemetry.trace import SpanKind
+
+        own = watched.identity if event.backend is None else None
+        common: Attributes = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": own.provider if own is not None else event.backend or "unknown",
+        }
+        model = own.model if own is not None else None
+        failed = isinstance(event, BackendFailed)
+        if isinstance(event, Generated):
+            common["gen_ai.response.model"] = event.generation.model
+            model = model or event.generation.model
+        else:
+            common["error.type"] = event.error
+        if model:
+            common["gen_ai.request.model"] = model
+        common |= _server(own)
+        self._instruments.operations.record(event.duration_ns / 1e9, common)
+        attributes = {**common, **_place(event), "isonomy.purpose": event.purpose}
+        if isinstance(event, Generated):
+            usage = event.generation.usage
+            for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
+                if count is not None:
+                    of = {"gen_ai.token.type": kind}
+                    self._instruments.tokens.record(count, {**common, **of})
+                    attributes[f"gen_ai.usage.{kind}_tokens"] = count
+            attributes["gen_ai.response.finish_reasons"] = [event.generation.finish_reason]
+            attributes |= _asked(event.sampling)
+            if self.content:
+                attributes["gen_ai.output.messages"] = _written(
+                    [{"role": "assistant", "parts": _parts(event.generation.content)}]
+                )
+        name = f"chat {model}" if model else "chat"
+        self._span(watched, name, event.duration_ns, attributes, SpanKind.CLIENT, failed)
+
+    def _check(self, watched: _Watched, event: Any) -> None:
+        from opentelemetry.trace import SpanKind
+
+        failed = isinstance(event, Failed)
+        attributes = _place(event)
+        verdict = event.became if failed else _verdict(event)
+        if verdict is not None:
+            attributes["isonomy.verdict"] = verdict
+        counted = {**attributes, "isonomy.shadow": bool(getattr(event, "shadow", False))}
+        counted.pop("isonomy.round")
+        if failed:
+            attributes["error.type"] = counted["error.type"] = event.error
+        if verdict is not None:
+            self._instruments.verdicts.add(1, counted)
+        attributes["isonomy.shadow"] = counted["isonomy.shadow"]
+        if (target := getattr(event, "target", None)) is not None:
+            attributes["isonomy.target"] = target
+        name = f"check {event.check}" if event.check else f"check at {event.stage}"
+        self._span(watched, name, event.duration_ns, attributes, SpanKind.INTERNAL, failed)
+
+    def _span(
+        self,
+        watched: _Watched,
+        name: str,
+        duration_ns: int,
+        attributes: Attributes,
+        kind: Any,
+        failed: bool,
+    ) -> None:
+        """Add a span of what has just ended."""
+        from opentelemetry.trace import StatusCode
+
+        ended = time.time_ns()
+        span = self._instruments.tracer.start_span(
+            name,
+            context=watched.context,
+            kind=kind,
+            attributes=attributes,
+            start_time=ended - duration_ns,
+        )
+        if failed:
+            span.set_status(StatusCode.ERROR)
+        span.end(ended)
+
+
+def _parent(call: Call) -> Context | None:
+    """Return the context that the call was made in: the current one, or the trace it was given."""
+    from opentelemetry import trace
+
+    current = trace.get_current_span().get_span_context()
+    if current.is_valid or call.trace_id is None or call.parent_id is None:
+        return None  # the current one
+    parent = trace.SpanContext(
+        trace_id=int(call.trace_id, 16),
+        span_id=int(call.parent_id, 16),
+        is_remote=True,
+        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+    )
+    return trace.set_span_in_context(trace.NonRecordingSpan(parent))
+
+
+def _place(event: Event) -> Attributes:
+    """Return where in the call an event happened."""
+    place: Attributes = {"isonomy.stage": event.stage, "isonomy.round": event.round}
+    if event.check is not None:
+        place["isonomy.check.id"] = event.check
+    return place
+
+
+def _verdict(event: Any) -> str | None:
+    verdict = getattr(event, "verdict", None)
+    return None if verdict is None else verdict.name
+
+
+def _server(identity: Identity | None) -> Attributes:
+    """Return which host was asked, of a remote model."""
+    url = identity.options.get("base_url") if identity is not None else None
+    if not isinstance(url, str):
+        return {}
+    parts = urlsplit(url)
+    found: Attributes = {"server.address": parts.hostname, "server.port": parts.port}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _asked(sampling: Sampling) -> Attributes:
+    """Return how an answer was drawn."""
+    asked: Mapping[str, Any] = {
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.top_k": sampling.top_k,
+        "gen_ai.request.max_tokens": sampling.max_tokens,
+        "gen_ai.request.stop_sequences": list(sampling.stop) or None,
+        "isonomy.candidate": sampling.candidate,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _message(message: Message) -> Attributes:
+    return {"role": message.role, "parts": _parts(message.content)}
+
+
+def _parts(content: tuple[Part, ...]) -> list[Attributes]:
+    """Return content in the form of the semantic conventions; other parts by their kind only."""
+    made: list[Attributes] = []
+    for part in content:
+        if isinstance(part, Text):
+            made.append({"type": "text", "content": part.text})
+        elif isinstance(part, Reasoning):
+            made.append({"type": "reasoning", "content": part.text})
+        elif isinstance(part, ToolCall):
+            call = {"id": part.id, "name": part.name, "arguments": part.arguments}
+            made.append({"type": "tool_call", **call})
+        elif isinstance(part, ToolResult):
+            made.append({"type": "tool_call_response", "id": part.id, "response": part.content})
+        else:
+            made.append({"type": str(part.__struct_config__.tag)})
+    return made
+
+
+def _written(messages: Iterable[Attributes]) -> str:
+    return json.dumps(list(messages), ensure_ascii=False)
