@@ -12,7 +12,7 @@ import msgspec
 
 from isonomy.sdk import Block, Candidate, Flag, Message, Replace, Retry, Verdict, hookimpl
 
-from .judging import ALLOW, judge_messages
+from .judging import ALLOW, judge_answer, judge_messages
 
 Unit = Literal["characters", "bytes", "lines"]
 _JOINERS = {"\u200d", "\ufe0e", "\ufe0f"}
@@ -38,6 +38,15 @@ class Length(
     """
 
     inline: ClassVar[bool] = True
+
+    @property
+    def lookback(self) -> int | Literal["all"]:
+        """How much of a stream is held back: where a cut may still take something away, that."""
+        if self.action == "flag":
+            return 0
+        if self.action != "truncate" or self.min:
+            return "all"
+        return 0 if self.unit == "lines" else len(self.ending.encode("utf-8", "replace")) + 34
 
     max: int | None = None
     min: int = 0
@@ -71,9 +80,9 @@ class Length(
         return judge_messages(self.judge, messages)
 
     @hookimpl
-    def post_validate(self, candidate: Candidate) -> Verdict:
+    def post_validate(self, candidate: Candidate) -> Verdict | None:
         """Judge the answer's text."""
-        return self.judge(candidate.text)
+        return judge_answer(self.judge, candidate)
 
     def judge(self, text: str) -> Verdict:
         """Return the verdict on one text."""

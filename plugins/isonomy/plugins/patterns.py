@@ -14,8 +14,9 @@ import msgspec
 
 from isonomy.sdk import Block, Candidate, Flag, Message, Replace, Retry, Span, Verdict, hookimpl
 
-from .judging import ALLOW, MAX_SPANS, judge_messages
+from .judging import ALLOW, MAX_SPANS, judge_answer, judge_messages
 from .linear import Regexp, characters, compile_linear, escape, find_all, to_utf8
+from .width import widest
 
 # RE2's \b knows ASCII only: a word of any script ends where no letter, mark, digit or underscore
 # follows.
@@ -56,6 +57,24 @@ class Patterns(
     """
 
     inline: ClassVar[bool] = True
+
+    @property
+    def lookback(self) -> int | Literal["all"]:
+        """How much of a stream is held back: as much as a match may take, and one to look ahead.
+
+        All of it where a match may be of any length, something is required, or the model is asked
+        again.
+        """
+        if self.action == "flag":
+            return 0
+        widths = [widest(rule) for rule in _listed(self.deny)]
+        # White space within a phrase may be of any length.
+        widths += [None if len(word.split()) > 1 else len(word) + 2 for word in self.words]
+        if self.require or self.action == "retry" or None in widths:
+            return "all"
+        longest = max(width for width in widths if width is not None) + 1
+        # Every one of these characters may be replaced by itself.
+        return longest * max(1, len(self.replacement)) if self.action == "redact" else longest
 
     deny: tuple[str, ...] | dict[str, str] = ()
     require: tuple[str, ...] | dict[str, str] = ()
@@ -143,9 +162,9 @@ class Patterns(
         return judge_messages(self.judge, messages)
 
     @hookimpl
-    def post_validate(self, candidate: Candidate) -> Verdict:
+    def post_validate(self, candidate: Candidate) -> Verdict | None:
         """Judge the answer's text."""
-        return self.judge(candidate.text)
+        return judge_answer(self.judge, candidate)
 
     def judge(self, text: str) -> Verdict:
         """Return the verdict on one text."""
@@ -170,6 +189,10 @@ class Patterns(
             new = _replaced(text, spans, self.replacement)
             return Replace(new, reason=reason, score=1.0, spans=evidence, labels=labels)
         return Block(reason, score=1.0, spans=evidence, labels=labels)
+
+
+def _listed(patterns: tuple[str, ...] | dict[str, str]) -> tuple[str, ...]:
+    return tuple(patterns.values()) if isinstance(patterns, dict) else patterns
 
 
 def _spans(text: str, data: bytes, rules: list[_Rule], limit: int) -> tuple[list[Span], bool]:

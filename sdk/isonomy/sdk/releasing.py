@@ -224,7 +224,7 @@ def _asked(
     if check.is_callable:
         return partial(check.plugin, candidate.text), {}, verdict_of_callable
     function, names = check.hooks["post_validate"]
-    offered = {"candidate": candidate, "call": call}
+    offered = {"candidate": candidate, "call": call, "ctx": None}
     # A check that takes anything else (its context) is no function of the text: it fails here.
     return (
         function,

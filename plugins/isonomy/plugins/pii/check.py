@@ -29,7 +29,7 @@ from isonomy.sdk import (
     hookimpl,
 )
 
-from ..judging import ALLOW, MAX_SPANS, judge_messages
+from ..judging import ALLOW, MAX_SPANS, judge_answer, judge_messages
 from ..linear import to_utf8
 from .findings import KINDS, Budget, BudgetSpent, Finding, Kind, resolve
 from .fold import fold
@@ -47,6 +47,8 @@ _PACKAGES: dict[Kind, tuple[str, ...]] = {
 }
 _DISTRIBUTIONS = {"phonenumbers": "phonenumbers", "stdnum": "python-stdnum"}
 _FEWEST_DIGITS: dict[Kind, int] = {"email": 0, "phone": 7, "card": 12, "iban": 4, "ip": 1}
+_LOOKBACK = 512
+"""Characters. An e-mail address has 320 at most (RFC 5321), and a mask adds three to each."""
 # Nothing can be found in a text without an at sign and without a digit.
 _TRIGGER = re2.compile(r"[@\x{FF20}\p{Nd}]")
 
@@ -75,6 +77,14 @@ class Pii(
     """
 
     inline: ClassVar[bool] = True
+
+    @property
+    def lookback(self) -> int | Literal["all"]:
+        """How much of a stream is held back: more than any of these data has, stars included."""
+        actions = set(self._actions.values())
+        if "hash" in actions:  # its pseudonyms come from the context
+            return "all"
+        return 0 if actions == {"flag"} else _LOOKBACK
 
     kinds: tuple[Kind, ...] = KINDS
     action: Action = "redact"
@@ -146,9 +156,9 @@ class Pii(
         return judge_messages(lambda text: self.judge(text, ctx), messages)
 
     @hookimpl
-    def post_validate(self, candidate: Candidate, ctx: Context) -> Verdict:
+    def post_validate(self, candidate: Candidate, ctx: Context) -> Verdict | None:
         """Judge the answer's text."""
-        return self.judge(candidate.text, ctx)
+        return judge_answer(lambda text: self.judge(text, ctx), candidate)
 
     def judge(self, text: str, ctx: Context | None = None) -> Verdict:
         """Return the verdict on one text. `ctx` is needed for ``hash`` only: it has the key."""
