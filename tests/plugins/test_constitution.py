@@ -386,6 +386,26 @@ def test_it_keeps_the_rules_of_checks() -> None:
     assert_conforms(laws(), texts=["boom", "rude"], judge=reply(90), skip=["linear"])
 
 
+def test_sql_shows_critiques_and_rankings(tmp_path: Path) -> None:
+    model = assistant("boom", "kind tea", revised="rude tea")
+    with guard(model, laws(backend="judge"), log=tmp_path, candidates=2, judge=judge()) as kept:
+        kept.chat("tea?")
+    with ReplayLog(tmp_path) as log:
+        rows = log.sql(
+            "select target, principle, score, reason from critiques where score < 0.5"
+            " order by sequence"
+        ).fetchall()
+        assert rows == [
+            ("candidate/0", "house/peace", 0.1, "so it is"),
+            ("candidate/0", "house/manners", 0.1, "so it is"),
+        ] + [("candidate/0", "house/manners", 0.1, "so it is")] * (len(rows) - 2)
+        placed = log.sql("select place, candidate, score > 0.75 from rankings order by place")
+        assert placed.fetchall() == [(0, 1, True), (1, 0, False)]
+        assert log.sql("select distinct shadow, round, check_id from critiques").fetchall() == [
+            (False, 0, "constitution")
+        ]
+
+
 def test_explain_tells_the_story(tmp_path: Path) -> None:
     model = assistant("boom", "kind tea", revised="rude tea")
     scoring = Scoring(labelled, lambda request: "It says boom,\nloudly.")

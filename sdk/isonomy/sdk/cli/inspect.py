@@ -28,6 +28,7 @@ def sql_command(query: str, log: str | None, as_json: bool) -> None:
     calls        a row a call: model, verdict, input, output, duration
     events       a row an event of a call, in sequence
     decisions    what each check said
+    critiques    how candidates were judged by principles; rankings: their order
     generations  what the model was asked and answered
     attempts     every try at a remote endpoint
     segments     what left as a stream, piece by piece
