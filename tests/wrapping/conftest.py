@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from .openai_server import Provider, spoken
+from .openai_server import CUT, Provider, spoken
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +23,16 @@ def provider(openai_server: Provider) -> Iterator[Provider]:
     server.sent = 0
     yield server
     server.say, server.answer, server.pause = spoken, None, 0.0
+    CUT[0] = 7
 
 
 @pytest.fixture
 def client(provider: Provider) -> Iterator[Any]:
     from openai import OpenAI
 
-    with OpenAI(api_key="sk-0123456789abcdef-secret", base_url=provider.url, max_retries=0) as opened:
+    with OpenAI(
+        api_key="sk-0123456789abcdef-secret", base_url=provider.url, max_retries=0
+    ) as opened:
         yield opened
 
 

@@ -98,8 +98,8 @@ def events(body: dict[str, Any], say: Say) -> list[dict[str, Any]]:
             opening = {**item, "status": "in_progress", "content": []}
             emit("output_item.added", output_index=place, item=opening)
             emit("content_part.added", **at, content_index=0, part={**part, "text": ""})
-            for start in range(0, len(part["text"]), CUT):
-                piece = part["text"][start : start + CUT]
+            for start in range(0, len(part["text"]), CUT[0]):
+                piece = part["text"][start : start + CUT[0]]
                 emit("output_text.delta", **at, content_index=0, delta=piece, logprobs=[])
             emit("output_text.done", **at, content_index=0, text=part["text"], logprobs=[])
             emit("content_part.done", **at, content_index=0, part=part)

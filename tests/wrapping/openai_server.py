@@ -19,7 +19,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-CUT = 7
+CUT = [7]
+"""Into pieces of how many characters a stream cuts its text."""
 
 
 class Raw(Exception):
@@ -131,8 +132,8 @@ def chunks(body: dict[str, Any], say: Callable[[dict[str, Any], int], str]) -> l
         index, message = choice["index"], choice["message"]
         said = [chunk(index, {"role": "assistant", "content": "", "refusal": None})]
         text = message["content"] or ""
-        for start in range(0, len(text), CUT):
-            piece = text[start : start + CUT]
+        for start in range(0, len(text), CUT[0]):
+            piece = text[start : start + CUT[0]]
             more = {"logprobs": logprobs_for(piece)} if choice["logprobs"] else {}
             said.append(chunk(index, {"content": piece}, **more))
         for number, call in enumerate(message.get("tool_calls", [])):

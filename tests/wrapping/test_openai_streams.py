@@ -25,7 +25,7 @@ from isonomy.sdk import (
     reply_of,
 )
 
-from .openai_server import Cut, Raw
+from .openai_server import CUT, Cut, Raw
 from .test_openai_chat import HELLO, TOOLS, Person
 from .test_openai_responses import TOOL
 
@@ -616,3 +616,101 @@ def test_a_model_that_is_parsed_at_the_end_of_a_changed_stream(provider, client)
         with wrapped.responses.stream(model="m", input="x", text_format=Person) as stream:
             assert stream.get_final_response().output_parsed.name == "Ann"
     assert issubclass(Person, pydantic.BaseModel)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 31, 32, 33, 1000])
+@pytest.mark.parametrize("instead", [None, "horse!", ""])
+def test_however_the_answer_is_cut_the_stream_says_what_the_answer_says(
+    provider, client, cut, instead
+):
+    CUT[0] = cut
+    provider.say = lambda body, index: f"{LONG[:70]}zebra{LONG[:99]}zebrazebra{LONG[:40]}"
+    with Guard(policy=[reading("zebra", instead=instead)]) as guard:
+        wrapped = guard.wrap(client)
+        whole = wrapped.chat.completions.create(model="m", messages=HELLO)
+        text = whole.choices[0].message.content
+        stream = wrapped.chat.completions.create(model="m", messages=HELLO, stream=True)
+        chunks = dumped(stream)
+        assert said(chunks) == text
+        assert chunks[-1]["choices"][0]["finish_reason"] == whole.choices[0].finish_reason
+        assert reply_of(stream).verdict == reply_of(whole).verdict
+        answer = wrapped.responses.create(model="m", input="hello")
+        events = dumped(wrapped.responses.create(model="m", input="hello", stream=True))
+        assert spoken(events) == answer.output_text == text
+        assert events[-1]["response"]["status"] == answer.status
+        assert "zebra" not in json.dumps([chunks, events])
+
+
+def test_the_best_of_several_candidates_is_the_one_that_is_streamed(provider, client):
+    from isonomy.sdk import Policy, Ranking
+
+    provider.say = lambda body, index: f"answer {len(provider.requests)}"
+
+    class Second:
+        @hookimpl
+        def rank(self, candidates: Any) -> Ranking:
+            return Ranking((1, 0))
+
+    with Guard(policy=Policy([check(Second(), id="second")], candidates=2)) as guard:
+        wrapped = guard.wrap(client)
+        answer = wrapped.chat.completions.create(model="m", messages=HELLO, seed=5)
+        assert answer.choices[0].message.content == "answer 2"
+        assert [body["seed"] for body in provider.requests] == [5, 6]
+        provider.requests.clear()
+        chunks = dumped(wrapped.chat.completions.create(model="m", messages=HELLO, stream=True))
+        assert said(chunks) == "answer 2"
+        assert len(provider.requests) == 2
+
+
+def test_reasoning_and_parts_that_are_not_known_wait_and_are_shown_to_checks(provider, client):
+    def chunk(delta: Any, finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return f"data: {json.dumps({**CHUNK, 'choices': [choice]})}\n\n".encode()
+
+    thinking = {"type": "thinking", "thinking": "they want it"}
+    body = [
+        chunk({"role": "assistant", "reasoning_content": "hmm, "}),
+        chunk({"reasoning_content": "secret"}),
+        chunk({"content": [thinking]}),
+        chunk({"content": [{"type": "text", "text": "Hel"}]}),
+        chunk({"content": "lo"}),
+        chunk({}, "stop"),
+        b"data: [DONE]\n\n",
+    ]
+    provider.answer = lambda _: Raw(*body, type="text/event-stream")
+    seen: list[Any] = []
+
+    class Looking:
+        lookback = 0
+
+        @hookimpl
+        def post_validate(self, candidate: Any) -> Any:
+            seen.append(candidate.content)
+            return Allow()
+
+    given = {"model": "m", "messages": HELLO, "stream": True}
+    expected = dumped(client.chat.completions.create(**given))
+    with Guard(policy=[check(Looking(), id="looking")]) as guard:
+        assert dumped(guard.wrap(client).chat.completions.create(**given)) == expected
+    assert [type(part).__name__ for part in seen[-1]] == ["Reasoning", "Json", "Text", "Text"]
+    with Guard(policy=[on_output(lambda text: Replace(content=text.upper()))]) as guard:
+        chunks = dumped(guard.wrap(client).chat.completions.create(**given))
+    assert said(chunks) == "HELLO"
+    assert "secret" not in json.dumps(chunks)
+
+
+def test_replies_are_kept_no_longer_than_what_they_belong_to(provider, client):
+    import gc
+
+    from isonomy.sdk.wrapping import replies
+
+    with Guard() as guard:
+        before = len(replies._kept)
+        kept = [
+            guard.wrap(client).chat.completions.create(model="m", messages=HELLO) for _ in range(5)
+        ]
+        assert len(replies._kept) == before + 5
+        assert reply_of(kept[0].model_copy()) is None
+        kept.clear()
+        gc.collect()
+        assert len(replies._kept) <= before

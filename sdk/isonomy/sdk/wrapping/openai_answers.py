@@ -11,7 +11,7 @@ from typing import Any
 
 from ..generation import Usage
 from ..vocabulary import Candidate, Message, Part, Text, text_of
-from .openai_format import item_of, message_of
+from .openai_format import EVERY_KIND, item_of, message_of
 
 BLOCKED = "content_filter"
 """The finish reason of an answer that a policy refused."""
@@ -23,14 +23,15 @@ _IN_MESSAGE = frozenset(("role", "content", "refusal", "tool_calls", "function_c
 def candidate_of(choice: Mapping[str, Any], index: int = 0) -> Candidate:
     """Read a choice of a completion.
 
-    Where nothing at all was said the content is one empty text.
+    Where nothing at all was said the content is one empty text. Parts of a kind that is not known
+    are `Json`.
 
     Raises:
         InputError: it holds what is not known here.
     """
     message = choice.get("message") or {}
     where = f"choices[{choice.get('index', index)}].message"
-    said = message_of({**message, "role": "assistant"}, where=where).content
+    said = message_of({**message, "role": "assistant"}, where=where, carry=EVERY_KIND).content
     return Candidate(
         index=index,
         content=_without_empty(said) or (Text(""),),
@@ -60,7 +61,7 @@ def choice_of(
         known = original.get("message") or {}
         message = {name: known[name] for name in known if name in _IN_MESSAGE}
         message["role"] = "assistant"
-        kept = message_of(message, where="message").content
+        kept = message_of(message, where="message", carry=EVERY_KIND).content
         if _without_empty(kept) != _without_empty(candidate.content):
             message.pop("audio", None)
     item = item_of(Message("assistant", candidate.content), message)[0]
@@ -182,6 +183,10 @@ class Folded:
         """Return a choice as it stands; an empty one where no chunk spoke of it."""
         return self.choices.get(index, {"index": index, "message": {}})
 
+    def completed(self) -> list[dict[str, Any]]:
+        """Return all choices, in order."""
+        return [self.choices[index] for index in sorted(self.choices)]
+
 
 def _fold(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
     for name, value in delta.items():
@@ -200,12 +205,25 @@ def _fold(message: dict[str, Any], delta: Mapping[str, Any]) -> None:
             _fold_text(message.setdefault("function_call", {"name": "", "arguments": ""}), value)
         elif name == "audio" and isinstance(value, Mapping):
             _fold_text(message.setdefault("audio", {}), value)
+        elif name == "content" and isinstance(value, str) and isinstance(message.get(name), list):
+            message[name].append({"type": "text", "text": value})
         elif isinstance(value, str):
             message[name] = message.get(name, "") + value
         elif name == "content" and isinstance(value, list):
-            message[name] = message.get(name, "") + "".join(
-                str(part.get("text", "")) for part in value if isinstance(part, Mapping)
-            )
+            _fold_parts(message, value)
+
+
+def _fold_parts(message: dict[str, Any], parts: list[Any]) -> None:
+    """Some servers stream parts. Once there is one that is no text, the content is a list."""
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        held = message.get("content") or ""
+        if part.get("type") == "text" and isinstance(text, str) and isinstance(held, str):
+            message["content"] = held + text
+            continue
+        if isinstance(held, str):
+            held = [{"type": "text", "text": held}] if held else []
+        message["content"] = [*held, part]
 
 
 def _fold_call(call: dict[str, Any], delta: Mapping[str, Any]) -> None:

@@ -84,7 +84,8 @@ def wrap(guard: Guard, client: Any, settings: Settings) -> Any:
     return wrapped
 
 
-def _made_by_use(kind: type) -> frozenset[str]:
+@cache
+def _made_by_use(kind: Any) -> frozenset[str]:
     """Return the names of attributes that a client makes when they are first used: resources."""
     return frozenset(
         name
@@ -96,7 +97,8 @@ def _made_by_use(kind: type) -> frozenset[str]:
 
 def _require_allowable(client: Any, name: str) -> None:
     resource, *path = name.split(".")
-    known = sorted(_made_by_use(type(client)) - set(_GUARDED))
+    kind: Any = type(client)
+    known = sorted(_made_by_use(kind) - set(_GUARDED))
     guarded = resource in _GUARDED and name not in {method for _, _, method in _UNGUARDED}
     found: Any = client
     for step in () if guarded else (resource, *path):

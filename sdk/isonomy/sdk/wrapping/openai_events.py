@@ -117,6 +117,7 @@ class ChatReader:
                     text += said
                 elif said:
                     plain = False
+                    text += "".join(part["text"] for part in said if part.get("type") == "text")
         return text, plain
 
     def response(self) -> Event:
@@ -126,11 +127,10 @@ class ChatReader:
             for name in ("id", "created", "model", "system_fingerprint", "service_tier")
             if name in self._last
         }
-        choices = [self._folded.choices[index] for index in sorted(self._folded.choices)]
         return {
             **frame,
             "object": "chat.completion",
-            "choices": choices,
+            "choices": self._folded.completed(),
             "usage": self._folded.usage,
         }
 

@@ -183,7 +183,11 @@ class Exchange:
             return self._send(body)
         import asyncio
 
-        if asyncio._get_running_loop() is self._loop:
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is self._loop:
             raise RuntimeError(
                 "a check that runs inline can't wait for an async client: use ctx.agenerate"
             )

@@ -11,7 +11,7 @@ not content: `rewritten` leaves them as they were, and whatever did not change a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -414,7 +414,7 @@ def item_of(message: Message, original: Mapping[str, Any] | None = None) -> list
             {"role": "tool", "tool_call_id": result.id, "content": result.content}
             for result in results
         ]
-    slots = [] if original is None else slots_of(original, where="message", carry=_EVERY_KIND)
+    slots = [] if original is None else slots_of(original, where="message", carry=EVERY_KIND)
     fields: dict[str, list[Any]] = {}
     for part, slot in paired(message.content, slots):
         field, json = _written(part, slot, message)
@@ -440,20 +440,21 @@ def item_of(message: Message, original: Mapping[str, Any] | None = None) -> list
     return [item]
 
 
-class _Everything:
+class _Everything(Collection[str]):
     """Contains every kind of part: what was let in once is let out again."""
 
     def __contains__(self, kind: object) -> bool:
         return True
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(())
 
     def __len__(self) -> int:
         return 0
 
 
-_EVERY_KIND = _Everything()
+EVERY_KIND = _Everything()
+"""For `carry`, where nothing may be refused: what a provider said, or what was let in before."""
 
 
 def _is_text(json: Any) -> bool:

@@ -33,6 +33,7 @@ from ..vocabulary import (
 from .openai_answers import BLOCKED
 from .openai_events import Reader, ResponsesReader, ResponsesTeller, Teller
 from .openai_format import (
+    EVERY_KIND,
     ROLES,
     Slot,
     arguments_of,
@@ -427,7 +428,7 @@ def _form(form: Any) -> dict[str, Any] | None:
 
 def _written(message: Message, original: Item | None) -> list[Item]:
     """Return a message as items, written over the one in whose place it stands."""
-    slots = [] if original is None else item_slots(original, "item", _Everything())[1]
+    slots = [] if original is None else item_slots(original, "item", EVERY_KIND)[1]
     pairs = paired(message.content, slots)
     if original is not None and len(pairs) == 1:
         part, slot = pairs[0]
@@ -454,17 +455,6 @@ def _written(message: Message, original: Item | None) -> list[Item]:
             held = content if isinstance(original["content"], list | tuple) else held
         items.insert(0, {**base, "content": held})
     return items
-
-
-class _Everything:
-    def __contains__(self, kind: object) -> bool:
-        return True
-
-    def __iter__(self) -> Any:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
 
 
 def _over(original: Item, part: Part) -> Item | None:

@@ -16,6 +16,7 @@ import json
 import sys
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError
@@ -303,9 +304,13 @@ def aresponse_of(
 def _response(template: Any, kind: Any, request: Any, body: Any) -> Any:
     if template is None:
         headers = [("content-type", "text/event-stream; charset=utf-8")]
-        return kind(200, headers=headers, request=request, stream=body)
+        made = kind(200, headers=headers, request=request, stream=body)
+        made.elapsed = timedelta(0)
+        return made
     dropped = ("content-length", "content-encoding", "transfer-encoding")
     headers = [pair for pair in template.headers.multi_items() if pair[0].lower() not in dropped]
-    return type(template)(
+    made = type(template)(
         template.status_code, headers=headers, request=template.request, stream=body
     )
+    made.elapsed = getattr(template, "_elapsed", timedelta(0))
+    return made
