@@ -45,6 +45,13 @@ bench-guards:
 		build/guards/$$name/bin/pip install --quiet $$name 'torch==2.13.0' || exit 1; \
 	done
 
+# Our clients against llama-cpp-python's server, with the demo model.
+test-foreign: $(VENV)/.dev
+	@build/peers/bin/python -c 'import gguf, llama_cpp.server.app' 2>/dev/null || { \
+		echo "llama-cpp-python's server is not installed. Run:" && echo "  make bench-peers" && \
+		echo "  build/peers/bin/pip install 'llama-cpp-python[server]'" && exit 1; }
+	$(BIN)/pytest tests/foreign/llama_cpp_server.py
+
 # All 2^32 inputs of each correctly rounded function against MPFR: minutes on two cores. Needs CMake and MPFR
 # (apt-get install cmake libmpfr-dev).
 verify-math:
