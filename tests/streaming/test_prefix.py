@@ -50,7 +50,7 @@ def test_boundaries_grow_wider_with_the_answer() -> None:
     first = list(islice(boundaries(), 5))
     assert first == [STEP, 2 * STEP, 3 * STEP, 4 * STEP, 5 * STEP]
     at = list(islice(boundaries(), 400))
-    assert all(b - a == max(STEP, a // 64) for a, b in pairwise(at))
+    assert all(b - a == max(STEP, a // 16) for a, b in pairwise(at))
     # No check reads more than some 64 times an answer, however long it is.
     assert sum(at) < 70 * at[-1]
 

@@ -22,9 +22,9 @@ from .vocabulary import Stage
 
 STEP = 32
 """Characters from one boundary to the next, at least, and before the first."""
-_WIDENING = 64
-"""A boundary is followed after a 64th of its distance from the beginning: the checks read each
-character some 64 times at most, however long the answer is."""
+_WIDENING = 16
+"""A boundary is followed after a 16th of its distance from the beginning: the checks read each
+character some 16 times at most, however long the answer is, once it is past 512."""
 _JUDGING: tuple[Stage, ...] = ("critique", "revise", "rank", "post_validate")
 
 
