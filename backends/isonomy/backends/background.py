@@ -15,6 +15,7 @@ import os
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -82,16 +83,26 @@ class BackgroundLoop:
     ) -> T:
         """Like `run_telling`, awaited from any loop, on which `on_text` gets the pieces."""
         caller = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        pieces: deque[str] = deque()
+        arrived = asyncio.Event()
+        called = False  # waking the other loop costs more than a piece: once for many is enough
 
         def tell(piece: str) -> None:
-            caller.call_soon_threadsafe(pieces.put_nowait, piece)
+            nonlocal called
+            pieces.append(piece)
+            if not called:
+                called = True
+                caller.call_soon_threadsafe(arrived.set)
 
         future = asyncio.wrap_future(self._submit(start(tell)))
-        future.add_done_callback(lambda _: pieces.put_nowait(None))
+        future.add_done_callback(lambda _: arrived.set())
         try:
-            while (piece := await pieces.get()) is not None:
-                on_text(piece)
+            while pieces or not future.done():
+                await arrived.wait()
+                arrived.clear()
+                called = False  # before the pieces are taken: one that comes now calls again
+                while pieces:
+                    on_text(pieces.popleft())
             return await future
         finally:
             if not future.cancel() and not future.cancelled():
