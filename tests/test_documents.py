@@ -21,6 +21,7 @@ DOCUMENTS = (
     "README.md",
     "sdk/README.md",
     "plugins/README.md",
+    "plugins/COOKBOOK.md",
     "backends/README.md",
     "kernels/README.md",
     "replay/README.md",

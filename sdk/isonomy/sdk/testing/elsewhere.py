@@ -45,6 +45,8 @@ def ask_elsewhere(check: Check, world: World, questions: Sequence[Question]) -> 
     named = plugin if hasattr(plugin, "__qualname__") else type(plugin)
     module = sys.modules.get(named.__module__)
     name = named.__qualname__
+    if named.__module__ == "__main__":
+        return "it stands in a program, not in a module that another process can import."
     if "<" in name:
         return "it is made inside of a function, where another process can't find it."
     if not isinstance(plugin, msgspec.Struct) and named is not plugin and vars(plugin):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import BackendError
@@ -24,6 +25,7 @@ class ScriptedModel:
         scores: natural logarithms by label, for `ctx.logprobs`; without, it is no
             `isonomy.sdk.generation.Scorer`.
         piece: how many characters at a time a stream brings.
+        pause: seconds before each piece, as a real model takes.
         finish_reason: of every answer.
 
     Attributes:
@@ -38,11 +40,13 @@ class ScriptedModel:
         *,
         scores: Mapping[str, float] | None = None,
         piece: int = 4,
+        pause: float = 0.0,
         finish_reason: str = "stop",
     ) -> None:
         self.requests: list[Request] = []
         self._answers = answers
         self._piece = max(piece, 1)
+        self._pause = pause
         self._finish_reason = finish_reason
         self._lock = threading.Lock()
         if scores is not None:
@@ -60,6 +64,29 @@ class ScriptedModel:
         self, request: Request, *, on_text: Callable[[str], None] | None = None
     ) -> Generation:
         """Answer as told."""
+        generation = self._generation(request)
+        for piece in self._pieces(generation):
+            if self._pause:
+                time.sleep(self._pause)
+            if on_text is not None:
+                on_text(piece)
+        return generation
+
+    async def agenerate(
+        self, request: Request, *, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        """Answer as told."""
+        import asyncio
+
+        generation = self._generation(request)
+        for piece in self._pieces(generation):
+            if self._pause:
+                await asyncio.sleep(self._pause)
+            if on_text is not None:
+                on_text(piece)
+        return generation
+
+    def _generation(self, request: Request) -> Generation:
         with self._lock:
             self.requests.append(request)
             number = len(self.requests) - 1
@@ -67,20 +94,15 @@ class ScriptedModel:
         if isinstance(answer, Exception):
             raise answer
         content: tuple[Part, ...] = (Text(answer),) if isinstance(answer, str) else tuple(answer)
-        text = text_of(content)
-        if on_text is not None:
-            for start in range(0, len(text), self._piece):
-                on_text(text[start : start + self._piece])
-        usage = Usage(sum(len(each.text) for each in request.messages), len(text))
+        usage = Usage(sum(len(each.text) for each in request.messages), len(text_of(content)))
         return Generation(
             content=content, finish_reason=self._finish_reason, model="scripted", usage=usage
         )
 
-    async def agenerate(
-        self, request: Request, *, on_text: Callable[[str], None] | None = None
-    ) -> Generation:
-        """Answer as told."""
-        return self.generate(request, on_text=on_text)
+    def _pieces(self, generation: Generation) -> Iterator[str]:
+        text = generation.text
+        for start in range(0, len(text), self._piece):
+            yield text[start : start + self._piece]
 
     def close(self) -> None:
         """Do nothing."""

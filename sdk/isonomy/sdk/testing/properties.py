@@ -341,7 +341,7 @@ def _through_a_file(case: Case, check: Check, plugin: msgspec.Struct) -> Held:
             f"its settings can't be written to a policy file and read again: {error}. Use text, "
             "numbers, booleans, tuples, dictionaries with text as keys, and structs of these.",
         )
-    if canonical(again) != canonical(plugin):
+    if msgspec.json.decode(canonical(again)) != msgspec.json.decode(canonical(plugin)):
         return Outcome(
             "settings",
             "failed",
