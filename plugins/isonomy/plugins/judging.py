@@ -64,6 +64,18 @@ def judge_messages(judge: Judge, messages: tuple[Message, ...]) -> Verdict | Non
     for index, message in enumerate(messages):
         if message.role == "system":
             continue
+        parts = message.content
+        if len(parts) == 1 and isinstance(parts[0], Text):  # as most are
+            asked = True
+            verdict = judge(parts[0].text)
+            if verdict is ALLOW:
+                continue
+            if isinstance(verdict, Replace):
+                new[index] = message.with_text(str(verdict.content))
+            found.append(_placed(verdict, f"message/{index}"))
+            if isinstance(found[-1], Block):
+                return found[-1]
+            continue
         for place, text, put in _texts(message):
             asked = True
             verdict = judge(text)

@@ -226,7 +226,7 @@ class UnderWay:
             elif check.inline:
                 self._called = called
             else:
-                self._future = workers.submit(lambda: heard(called, read))
+                self._future = workers.submit(lambda: heard(function, arguments, read))
         except WorkersExhausted as error:
             self._answer = self._finished(Answer(None, "timeout", *described(error)))
         except Exception as error:
@@ -249,7 +249,7 @@ class UnderWay:
         try:
             if self._called is not None:
                 self._started = time.perf_counter_ns()
-                answer = heard(self._called, self._read, interruptible=True)
+                answer = heard(self._called, {}, self._read, interruptible=True)
             else:
                 assert self._future is not None
                 answer = await waiting.until_done(self._future, self._left())
@@ -285,7 +285,11 @@ class Unawaited(NamedTuple):
 
 
 def heard(
-    function: Callable[[], Any], read: Callable[[Any], Any], *, interruptible: bool = False
+    function: Callable[..., Any],
+    arguments: dict[str, Any],
+    read: Callable[[Any], Any],
+    *,
+    interruptible: bool = False,
 ) -> Answer | Unawaited:
     """Call a check and read its answer; nothing escapes, apart from the caller's Ctrl-C.
 
@@ -293,7 +297,7 @@ def heard(
     """
     process = os.getpid()
     try:
-        returned = function()
+        returned = function(**arguments)
     except BaseException as error:
         _end_if_forked(process)
         if interruptible and isinstance(error, KeyboardInterrupt):

@@ -88,6 +88,11 @@ class Check:
         self._validate(on_error, self.timeout)
         self.stages = self._resolve_stages(stages)
         self._validate_terms()
+        self.at_once = {
+            stage: self.inline and stage not in self.asynchronous and not self.shadow
+            for stage in self.stages
+        }
+        """Where it answers in its caller's thread, and what it says counts."""
 
     def _validate(self, on_error: str, timeout: float) -> None:
         if not self.hooks and not self.is_callable:
