@@ -95,7 +95,7 @@ def test_a_breach_is_revised_and_judged_again(tmp_path: Path) -> None:
     assert len(judging.requests) == 4  # the recorded answers stood in
 
 
-def test_sync_async_and_stream_are_the_same() -> None:
+def test_sync_async_and_stream_are_the_same(tmp_path: Path) -> None:
     def chat(kept: Guard) -> Reply:
         return kept.chat("tea?")
 
@@ -111,8 +111,9 @@ def test_sync_async_and_stream_are_the_same() -> None:
 
     found = []
     for way in (chat, achat, stream):
-        with guard(assistant("boom"), laws(backend="judge"), judge=judge()) as kept:
+        with guard(assistant("boom"), laws(backend="judge"), log=tmp_path, judge=judge()) as kept:
             found.append(way(kept))
+            verified(kept, found[-1])
     plain = [
         [event for event in steady(answered.events) if event["type"] != "effect"]
         for answered in found
@@ -398,7 +399,7 @@ def test_sql_shows_critiques_and_rankings(tmp_path: Path) -> None:
         assert rows == [
             ("candidate/0", "house/peace", 0.1, "so it is"),
             ("candidate/0", "house/manners", 0.1, "so it is"),
-        ] + [("candidate/0", "house/manners", 0.1, "so it is")] * (len(rows) - 2)
+        ]
         placed = log.sql("select place, candidate, score > 0.75 from rankings order by place")
         assert placed.fetchall() == [(0, 1, True), (1, 0, False)]
         assert log.sql("select distinct shadow, round, check_id from critiques").fetchall() == [
