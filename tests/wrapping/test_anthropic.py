@@ -871,5 +871,10 @@ def test_options_of_every_call_are_recorded(server: Server, client: anthropic.An
     assert request.tools[0]["function"]["parameters"] == TOOL["input_schema"]
     assert request.extra == {"metadata": {"user_id": "u"}}
     assert b"key-123" not in log.everything()
+    with Guard(policy=[lambda text: True], log=(log := Memory())) as guard:
+        guard.wrap(client).messages.create(**request_of("settings"))
+    intent = log.only(Intent).record
+    assert isinstance(intent, Intent)
+    assert intent.actor == "u"  # the provider's own word for it
     with Guard(policy=[lambda text: True]) as guard, pytest.raises(InputError, match="on_blok"):
         guard.wrap(client, on_blok="raise")  # type: ignore[call-arg]

@@ -290,8 +290,10 @@ def _exchange(
 
 def _options(exchange: Exchange, settings: Settings) -> Any:
     asked = exchange.settings
+    metadata = asked.extra.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
     return {
-        **settings.for_call(),
+        **settings.for_call(actor=user if isinstance(user, str) else None),
         "tools": asked.tools,
         "response_format": asked.response_format,
         "extra": asked.extra,
