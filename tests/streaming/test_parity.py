@@ -91,11 +91,12 @@ words = st.sampled_from(
     [
         "a", "b", "c", "X", "é", "0", "1", "🙂", "\n", " ", ".", "ab", "cc", "1234", "hello there ",
         "a1c", "b10", "mail ada@example.org now ", "call +49 30 901820 ", "e\u0301", "\u200d",
+        "a longer run of words that say nothing, " * 8,
     ]
 )  # fmt: skip
 answers = st.lists(words, max_size=60).map("".join)
 policies = st.lists(st.sampled_from(sorted(CHECKS)), unique=True, max_size=4)
-cuts = st.one_of(st.none(), st.lists(st.integers(0, 400), max_size=12))
+cuts = st.one_of(st.none(), st.lists(st.integers(0, 2000), max_size=12))
 
 
 def told(reply: Reply) -> tuple[Any, ...]:
@@ -157,7 +158,13 @@ def _lawful(names: Sequence[str], pieces: list[str], reply: Reply) -> None:
     left = reply.text
     if reply.output.refusal:
         left = left.removesuffix(REFUSAL)
-    blocked = {"blocks": "cc", "reads": "cc", "awaits": r"\.\.\.", "denied": "b1?0"}
+    blocked = {
+        "blocks": "cc",
+        "reads": "cc",
+        "awaits": r"\.\.\.",
+        "denied": "b1?0",
+        "no pii": "ada@example.org|30 901820",
+    }
     for name, pattern in blocked.items():
         if name in names:
             assert re.search(pattern, left) is None
