@@ -79,8 +79,9 @@ CUT = None
 class Endpoint:
     """Serves scripted answers, one a request, the last one for ever; keeps what it was sent.
 
-    A body that is an iterable of bytes, numbers (seconds to wait) and `CUT` is sent bit by bit, in
-    HTTP's chunks. `gone` is set when a client went away before the end.
+    A body that is a function is called with the request. One that is an iterable of bytes, numbers
+    (seconds to wait) and `CUT` is sent bit by bit, in HTTP's chunks. `gone` is set when a client
+    went away before the end.
     """
 
     def __init__(self) -> None:
@@ -99,12 +100,15 @@ class Endpoint:
             def do_POST(self) -> None:
                 length = int(self.headers["content-length"])
                 headers = {name.lower(): value for name, value in self.headers.items()}
-                endpoint.requests.append((self.path, headers, json.loads(self.rfile.read(length))))
+                asked = json.loads(self.rfile.read(length))
+                endpoint.requests.append((self.path, headers, asked))
                 endpoint.connections.add(self.client_address)
                 time.sleep(endpoint.hang)
                 status, extra, body = endpoint.script[0]
                 if len(endpoint.script) > 1:
                     endpoint.script.pop(0)
+                if callable(body):
+                    body = body(asked)
                 self.send_response(status)
                 if isinstance(body, list | Iterator):
                     self.bit_by_bit(extra, body)

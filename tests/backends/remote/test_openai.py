@@ -18,7 +18,16 @@ from isonomy.backends import OpenAI
 from isonomy.backends.remote.endpoint import retry_after
 from isonomy.sdk import Backend, BackendError, ConfigError, InputError, RemoteError
 from isonomy.sdk.generation import Generation, Request, Sampling, Usage
-from isonomy.sdk.vocabulary import Image, Message, Text, ToolCall, ToolResult
+from isonomy.sdk.vocabulary import (
+    Audio,
+    Image,
+    Json,
+    Message,
+    Reasoning,
+    Text,
+    ToolCall,
+    ToolResult,
+)
 
 FORK = "ignore:This process:DeprecationWarning"
 """Python 3.12 warns of every fork of a process with threads; surviving one is what is tested."""
@@ -143,6 +152,59 @@ def test_what_is_sent(endpoint: Any, opened: Opened) -> None:
         "tools": [tool],
         "response_format": {"type": "json_object"},
     }
+
+
+def test_parts_of_every_kind(endpoint: Any, opened: Opened) -> None:
+    request = Request(
+        messages=(
+            Message("system", (Text("Data: "), Json({"a": [1, "é"]}))),
+            Message(
+                "user",
+                (
+                    Text("Hear"),
+                    Audio("data:audio/x-wav;base64,AAEC"),
+                    Audio("data:audio/mpeg;base64,AAEC"),
+                    Audio("https://example.org/a.ogg"),
+                    Json(None),
+                ),
+            ),
+            Message("assistant", (Reasoning("hm"), ToolCall("c1", "f", {}, "{broken"))),
+            Message("tool", (ToolResult("c1", "no"),)),
+            Message("assistant", (Text("So"), ToolCall("c2", "f", {}), ToolCall("c3", "f", {}))),
+            Message("tool", (ToolResult("c3", "yes"),)),
+            Message.of("user", "Try again."),
+            Message("assistant", (ToolCall("c4", "f", {}),)),
+        )
+    )
+    opened().generate(request)
+
+    def call(id: str, arguments: str = "{}") -> dict[str, Any]:
+        function = {"name": "f", "arguments": arguments}
+        return {"id": id, "type": "function", "function": function}
+
+    assert endpoint.requests[0][2]["messages"] == [
+        {"role": "system", "content": 'Data: {"a":[1,"é"]}'},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Hear"},
+                {"type": "input_audio", "input_audio": {"data": "AAEC", "format": "wav"}},
+                {"type": "input_audio", "input_audio": {"data": "AAEC", "format": "mp3"}},
+                {"type": "audio_url", "audio_url": {"url": "https://example.org/a.ogg"}},
+                {"type": "text", "text": "null"},
+            ],
+        },
+        {"role": "assistant", "content": None, "tool_calls": [call("c1", "{broken")]},
+        {"role": "tool", "tool_call_id": "c1", "content": "no"},
+        {"role": "assistant", "content": "So", "tool_calls": [call("c2"), call("c3")]},
+        # What nothing answered before the conversation went on.
+        {"role": "tool", "tool_call_id": "c2", "content": "This tool was not run."},
+        {"role": "tool", "tool_call_id": "c3", "content": "yes"},
+        {"role": "user", "content": "Try again."},
+        {"role": "assistant", "content": None, "tool_calls": [call("c4")]},
+    ]
+    with pytest.raises(InputError, match="message 1 refers to a recording that lies elsewhere"):
+        opened(base_url="https://api.openai.com/v1").generate(request)
 
 
 @pytest.mark.parametrize(
@@ -425,6 +487,10 @@ def test_environment(endpoint: Any) -> None:
         ({}, "no API key. Set the environment variable OPENAI_API_KEY"),
         ({"api_key": "sk-geheim-ü"}, "holds characters that can't be in one"),
         ({"api_key": "sk-geheim x"}, "holds characters that can't be in one"),
+        ({"api_key": "sk-geheim\r\nx-evil: 1"}, "holds characters that can't be in one"),
+        ({"api_key": "k", "organization": "geheim\r\nx-evil: 1"}, "one line of ASCII"),
+        ({"api_key": "k", "headers": {"Authorization": "geheim"}}, "set by the backend itself"),
+        ({"base_url": "http://x/v1\r\nx-evil: geheim"}, "must be http://HOST"),
         ({"base_url": "localhost:8000"}, "must be http://HOST"),
         ({"base_url": "ftp://x/v1"}, "must be http://HOST"),
         ({"base_url": "http://x:port/v1"}, "must be http://HOST"),

@@ -29,7 +29,7 @@ from tests.backends.remote.serving import (
 
 from isonomy.backends.remote.completion_answers import CompletionReader
 from isonomy.backends.remote.events import EventReader
-from isonomy.sdk import RemoteError
+from isonomy.sdk import InputError, RemoteError
 from isonomy.sdk.generation import Generation, Request, Usage
 from isonomy.sdk.vocabulary import Audio, Message, Reasoning, Text, ToolCall
 
@@ -460,20 +460,32 @@ def test_closing_ends_the_request_with_a_sentence(endpoint: Endpoint, opened: Op
     assert endpoint.gone.wait(10)
 
 
-def test_many_streams_at_once_do_not_mix(endpoint: Endpoint, opened: Opened) -> None:
-    endpoint.answers(as_stream(*streamed(*(f"{i} " for i in range(20)))))
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_many_calls_at_once_do_not_mix(endpoint: Endpoint, opened: Opened, is_stream: bool) -> None:
+    def echo(asked: dict[str, Any]) -> Any:
+        said = asked["messages"][0]["content"]
+        if not asked.get("stream"):
+            return completion(said * 9)
+        return [sse(event, done=False) for event in streamed(*[said] * 9)]
+
+    endpoint.answers(echo)
     backend = opened()
-    expected = "".join(f"{i} " for i in range(20))
 
-    async def ask() -> tuple[Generation, str]:
+    async def ask(number: int) -> None:
         pieces: list[str] = []
-        return await backend.agenerate(ASK, on_text=pieces.append), "".join(pieces)
+        said = f"call {number}. "
+        generation = await backend.agenerate(
+            Request(messages=(Message.of("user", said),)),
+            on_text=pieces.append if is_stream else None,
+        )
+        assert generation.text == said * 9
+        assert "".join(pieces) == (said * 9 if is_stream else "")
 
-    async def all_of_them() -> list[tuple[Generation, str]]:
-        return await asyncio.gather(*(ask() for _ in range(64)))
+    async def all_of_them() -> None:
+        await asyncio.gather(*(ask(number) for number in range(64)))
 
-    for generation, text in asyncio.run(all_of_them()):
-        assert generation.text == text == expected
+    asyncio.run(all_of_them())
+    assert len({headers["idempotency-key"] for _, headers, _ in endpoint.requests}) == 64
 
 
 TEXTS = st.lists(st.text(max_size=8), max_size=6)
@@ -518,6 +530,24 @@ def test_an_idempotency_key_of_a_call_is_that_of_its_attempts(
     assert keys[0] == keys[1] == keys[2] == first.runtime["idempotency_key"]
     assert keys[3] == second.runtime["idempotency_key"] != keys[0]
     assert len(keys[0]) == 36
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"model": "other"}, "can't hold 'model'"),
+        ({"messages": []}, "can't hold 'messages'"),
+        ({"stream": True}, "can't hold 'stream'"),
+        ({"temperature": 0.5}, "can't hold 'temperature'.*the sampling"),
+        ({"n": 2}, "can't hold 'n': candidates are asked for one by one"),
+    ],
+)
+def test_parameters_that_have_a_place_of_their_own(
+    endpoint: Endpoint, opened: Opened, extra: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        opened().generate(msgspec.structs.replace(ASK, extra=extra))
+    assert endpoint.requests == []
 
 
 def test_parameters_of_the_providers_own(endpoint: Endpoint, opened: Opened) -> None:

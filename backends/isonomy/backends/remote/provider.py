@@ -294,7 +294,7 @@ class Provider(ABC):
         times = f" {len(attempts)} times" if len(attempts) > 1 else ""
         raise RemoteError(
             f"{self._name}:{self._model} at {self._endpoint.host} failed{times}, in the end: "
-            f"{last}. {last.advice}",
+            f"{str(last).rstrip('. ')}. {last.advice}",
             backend=self._name,
             status=last.status,
             attempts=tuple(attempts),
