@@ -123,11 +123,17 @@ class Answering:
                 pending = None
             else:
                 request = msgspec.structs.replace(request, messages=asked, sampling=sampling)
-                candidates = await self._candidates(request, messages, on_text)
+                candidates = await (
+                    self._generated(request, on_text)
+                    if judging.rounds or not judging.policy.beside
+                    else self._beside_checks(request, messages, on_text)
+                )
                 if candidates is None:
                     return None
                 on_text = None  # what comes in later rounds is judged as a whole
-                chosen = await self._chosen(candidates)
+                chosen: Candidate | None = candidates[0]
+                if judging.policy.constitutional:
+                    chosen = await self._chosen(candidates)
                 if chosen is None:
                     return None
                 best, said = chosen, candidates[chosen.index].content
@@ -156,16 +162,14 @@ class Answering:
 
     # What the model gives
 
-    async def _candidates(
+    async def _beside_checks(
         self,
         request: Request,
         admitted: tuple[Message, ...],
         on_text: Callable[[str], None] | None,
     ) -> list[Candidate] | None:
-        """Have the model give its candidates; `None` if checks beside it blocked."""
+        """Have the model answer while checks look at what it was asked; `None` if they block."""
         judging = self._judging
-        if judging.rounds or not judging.policy.beside:
-            return await self._generated(request, on_text)
         waived = self._resumption is not None and self._resumption.stage == "pre_filter"
         self._beside = beside = Beside(judging, admitted, waived=waived)
         try:
@@ -186,7 +190,8 @@ class Answering:
 
     async def _generated(
         self, request: Request, on_text: Callable[[str], None] | None
-    ) -> list[Candidate]:
+    ) -> list[Candidate] | None:
+        """Have the model give its candidates."""
         judging = self._judging
         candidates = []
         for index in range(judging.policy.candidates):
@@ -339,8 +344,13 @@ class Answering:
         the beginning.
         """
         judging = self._judging
-        stage = None if resumption is None else resumption.stage
-        if stage != "post_validate" or (resumption and resumption.decision == "edit"):
+        if resumption is None:
+            stage = None
+            calls = any(isinstance(part, ToolCall) for part in candidate.content)
+        else:
+            stage = resumption.stage
+            calls = stage != "post_validate" or resumption.decision == "edit"
+        if calls:
             judgement = await self._calls_judged(candidate, waived=stage == "tool_call")
             self._note_waiting("tool_call", judgement)
             if judgement.blocked or judgement.feedback is not None:

@@ -83,6 +83,9 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 TERMS = Terms.__struct_fields__
 
 
+_CONSTITUTIONAL: tuple[Stage, ...] = ("critique", "revise", "rank")
+
+
 def _grouped(checks: Iterable[Check]) -> tuple[tuple[Check, ...], ...]:
     groups: list[list[Check]] = []
     for check in checks:
@@ -148,6 +151,8 @@ class Policy:
             for c in self.checks
             for stage in c.stages
         }
+        self.constitutional = not self._by_stage.keys().isdisjoint(_CONSTITUTIONAL)
+        """Whether something criticises, revises or ranks answers."""
         self.beside = tuple(c for c in self.at("pre_filter") if c.beside)
         self._groups = {
             stage: _grouped(c for c in checks if stage != "pre_filter" or not c.beside)

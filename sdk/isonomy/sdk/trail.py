@@ -19,7 +19,7 @@ from .errors import InputError, IsonomyError
 from .events import BackendFailed, Effect, Event, Generated, Scored
 from .generation import Generation, Request, Sampling
 from .requests import checked
-from .vocabulary import Message
+from .vocabulary import Message, Text
 from .world import Asker, ReplayedError, World, ends_the_task
 
 T = TypeVar("T")
@@ -463,6 +463,8 @@ class Trail:
         # What comes of it must not reach the record; the call itself goes on with the content only.
         if gate is not None:
             return own(generation)
+        if all(type(part) is Text for part in generation.content):  # holds nothing to be changed
+            return generation
         return msgspec.structs.replace(generation, content=own(generation.content))
 
 
