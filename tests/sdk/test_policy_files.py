@@ -201,6 +201,8 @@ REFUSED: list[tuple[str, str, str, str]] = [
     ('extends = "base.toml"\n[[policy.checks]]\nuse = "length"\nid = "a"\nmax = 1\n'
      '[[policy.checks]]\nuse = "length"\nid = "a"\nmax = 1',
      "isonomy.toml", "policy.checks", "two checks have the id 'a'"),
+    ('extends = "base.toml"\n[[policy.checks]]\nuse = "length"\nid = ["a"]', "isonomy.toml",
+     "policy.checks[0].id", "Expected `str | null`, got `array`"),
     ('stages = ["rank"]', "isonomy.toml", "policy.stages[0]", "no check decides there"),
     ('stages = ["rnk"]', "isonomy.toml", "policy.stages[0]", "Did you mean 'rank'?"),
     ('extends = "base.toml"\nremove = ["length", "no-keys"]\nstages = ["post_validate"]',

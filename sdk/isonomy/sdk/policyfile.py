@@ -43,7 +43,7 @@ import msgspec
 from . import interpolation, tomlfile
 from .decoding import decode
 from .errors import ConfigError
-from .policy import TERMS, Policy, PolicyTable
+from .policy import TERMS, Policy, PolicyTable, Terms
 from .registry import nearest
 
 DEEPEST = 8
@@ -205,6 +205,9 @@ def _assemble(folder: _Folder, name: str, above: tuple[Place, ...], read: Read) 
     file = folder.file
     table, place = own_table(file, folder.tables, name)
     own = decode(table, WrittenTable, file=file, key=place.key)
+    for number, row in enumerate(own.checks):  # by which checks are told apart, further down
+        named = {"use": "", **{key: row[key] for key in ("use", "id") if key in row}}
+        decode(named, Terms, file=file, key=f"{place.key}.checks[{number}]")
     _require_plain_names(table, place)
     interpolation.require_allowed(table, folder.allow, file=file, key=place.key)
     alone = Assembled(
@@ -310,11 +313,10 @@ def _joined(base: Assembled, own: Assembled, written: WrittenTable) -> Assembled
     at = {id: index for index, id in enumerate(ids)}
     gone = {at.pop(id) for id in dict.fromkeys(written.remove)}
     for row, place in zip(own.table.get("checks", ()), own.checks, strict=True):
-        index = at.pop(row.get("id", ""), None)
-        if index is None:
-            rows.append((row, place))
+        if row.get("id") in at:
+            rows[at.pop(row["id"])] = (row, place)
         else:
-            rows[index] = (row, place)
+            rows.append((row, place))
     kept = [each for index, each in enumerate(rows) if index not in gone]
     table = {**base.table, **own.table}
     keys = {**base.keys, **own.keys}

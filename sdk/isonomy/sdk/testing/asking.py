@@ -178,9 +178,8 @@ class Panel:
         found = self._guards.get((stage, piece))
         if found is None:
             at = copy.copy(self._check)
-            able = set(self._check.stages)
-            wanted = _CONSTITUTION if stage == "critique" else (stage,)
-            at.stages = tuple(s for s in wanted if s in able)
+            wanted: tuple[Stage, ...] = _CONSTITUTION if stage == "critique" else (stage,)
+            at.stages = tuple(filter(self._check.stages.__contains__, wanted))
             at.shadow = False
             ranks = "rank" in at.stages
             policy = Policy([at], candidates=2 if ranks else 1, max_rounds=1)
