@@ -3,6 +3,7 @@
 from .checks import check, on_input, on_output
 from .errors import (
     BackendError,
+    Cancelled,
     Blocked,
     ConfigError,
     ContextLength,
@@ -65,6 +66,7 @@ __all__ = [
     "Block",
     "Blocked",
     "Call",
+    "Cancelled",
     "Candidate",
     "ConfigError",
     "ContextLength",

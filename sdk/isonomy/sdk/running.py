@@ -13,7 +13,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
 from .errors import Cancelled
@@ -71,11 +72,58 @@ class _Ended:
     """Stands in a queue after all pieces."""
 
 
-class OnThread:
-    """A generation on a thread of its own, for callers who block.
+class _Helper:
+    """A thread that runs one generation at a time, and waits a while for the next one.
 
-    The thread is a daemon: a backend that hangs keeps no process from exiting.
+    Starting a thread costs more than all else in a short stream. They are daemons: a backend that
+    hangs keeps no process from exiting.
     """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=_BUSY, daemon=True)
+        self._thread.start()
+
+    def give(self, job: Callable[[], None]) -> None:
+        self._thread.name = _BUSY
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                job = self._jobs.get(timeout=_IDLE_SECONDS)
+            except Empty:
+                try:
+                    _idle.remove(self)
+                except ValueError:  # somebody has just taken it
+                    continue
+                return
+            job()
+            del job
+            if len(_idle) >= _MOST_IDLE:
+                return
+            self._thread.name = "isonomy-spare"
+            _idle.append(self)
+
+
+_BUSY = "isonomy-stream"
+_IDLE_SECONDS = 10.0
+_MOST_IDLE = 16
+_idle: list[_Helper] = []
+os.register_at_fork(after_in_child=_idle.clear)  # a child has none of its parent's threads
+
+
+def _run_beside(job: Callable[[], None]) -> None:
+    """Run a job on another thread."""
+    try:
+        helper = _idle.pop()
+    except IndexError:
+        helper = _Helper()
+    helper.give(job)
+
+
+class OnThread:
+    """A generation on another thread, for callers who block."""
 
     def __init__(self, generate: Callable[[Running], Generation]) -> None:
         self._queue: SimpleQueue[str | type[_Ended]] = SimpleQueue()
@@ -83,10 +131,7 @@ class OnThread:
         self._process = os.getpid()
         self._generation: Generation | None = None
         self._error: BaseException | None = None
-        run = contextvars.copy_context().run
-        threading.Thread(
-            target=run, args=(self._run, generate), name="isonomy-stream", daemon=True
-        ).start()
+        _run_beside(partial(contextvars.copy_context().run, self._run, generate))
 
     def _run(self, generate: Callable[[Running], Generation]) -> None:
         try:
