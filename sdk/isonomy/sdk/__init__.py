@@ -3,8 +3,8 @@
 from .checks import check, on_input, on_output
 from .errors import (
     BackendError,
-    Cancelled,
     Blocked,
+    Cancelled,
     ConfigError,
     ContextLength,
     InputError,
