@@ -178,8 +178,9 @@ class Panel:
         found = self._guards.get((stage, piece))
         if found is None:
             at = copy.copy(self._check)
-            wanted: tuple[Stage, ...] = _CONSTITUTION if stage == "critique" else (stage,)
-            at.stages = tuple(filter(self._check.stages.__contains__, wanted))
+            wanted = _CONSTITUTION if stage == "critique" else (stage,)
+            chosen: Any = tuple(each for each in wanted if each in at.stages)
+            at.stages = chosen
             at.shadow = False
             ranks = "rank" in at.stages
             policy = Policy([at], candidates=2 if ranks else 1, max_rounds=1)
