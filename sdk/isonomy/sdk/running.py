@@ -13,7 +13,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
@@ -131,7 +130,8 @@ class OnThread:
         self._process = os.getpid()
         self._generation: Generation | None = None
         self._error: BaseException | None = None
-        _run_beside(partial(contextvars.copy_context().run, self._run, generate))
+        context = contextvars.copy_context()
+        _run_beside(lambda: context.run(self._run, generate))
 
     def _run(self, generate: Callable[[Running], Generation]) -> None:
         try:

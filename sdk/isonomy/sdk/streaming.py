@@ -72,7 +72,8 @@ def readers(policy: Policy, *, tools: bool) -> tuple[Reader, ...] | None:
     """
     if policy.candidates > 1:
         return None
-    for stage in (*_JUDGING, *(("tool_call",) if tools else ())):
+    stages: tuple[Stage, ...] = (*_JUDGING, "tool_call") if tools else _JUDGING
+    for stage in stages:
         for check in policy.at(stage):
             if not check.shadow and check.lookback == "all":
                 return None
