@@ -333,6 +333,11 @@ def test_streamed_or_not_the_content_is_equal(
     assert streamed.runtime["usage"] == USAGE
     assert len(pieces) > 2 or size == 1000
     assert endpoint.requests[-1][2]["stream"] is True
+    # What it said comes back to it as it said it.
+    backend.generate(Request(messages=(*ASK.messages, Message("assistant", whole.content))))
+    again = endpoint.requests[-1][2]["messages"][1]["content"]
+    joined = {"type": "text", "text": "So, this: \U0001f600"}
+    assert again == [*WHOLE["content"][:2], joined, *WHOLE["content"][4:]]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import msgspec
 
 from isonomy.sdk.generation import Usage
 from isonomy.sdk.vocabulary import Audio, Json, Part, Reasoning, Text, ToolCall
+from isonomy.sdk.wrapping.openai_format import tool_call_of
 
 from .events import Sent
 from .pieces import clean, whole
@@ -98,13 +99,8 @@ def decoded(body: bytes, kind: type[T], what: str) -> T:
 
 
 def tool_call(id: str, name: str, written: str) -> ToolCall:
-    """Return a tool call from its arguments as the model wrote them."""
-    written = whole(written)
-    try:
-        # Some endpoints write no arguments as an empty string.
-        return ToolCall(id, name, msgspec.json.decode(written or "{}", type=dict[str, Any]))
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return ToolCall(id, name, {}, written)
+    """Return a tool call from its arguments as the model wrote them, in pieces or whole."""
+    return tool_call_of(id, name, whole(written))
 
 
 def content_of(parts: list[Part]) -> tuple[Part, ...]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from isonomy.sdk import InputError
 from isonomy.sdk.canonical import require_finite
 from isonomy.sdk.generation import Sampling
@@ -25,6 +23,7 @@ from isonomy.sdk.vocabulary import (
     ToolCall,
     ToolResult,
 )
+from isonomy.sdk.wrapping.openai_format import arguments_of
 
 from .conversation import answered, embedded, require_allowed, written
 from .servers import BESIDE, SEED_BITS
@@ -76,7 +75,7 @@ def _message(index: int, message: Message, reasoning: bool, official: bool) -> l
             for part in message.content
             if isinstance(part, ToolResult)
         ]
-    if any(isinstance(part, Image | Audio) for part in message.content):
+    if message.role == "user" and any(_is_content(part) for part in message.content):
         parts = [_content(index, part, official) for part in message.content]
         return [{"role": "user", "content": parts}]
     text = "".join(written(part) for part in message.content if isinstance(part, Text | Json))
@@ -92,12 +91,8 @@ def _message(index: int, message: Message, reasoning: bool, official: bool) -> l
 
 def _called(call: ToolCall) -> dict[str, Any]:
     # What the model wrote goes back as it stood, well formed or not.
-    arguments = call.malformed or msgspec.json.encode(call.arguments).decode()
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": arguments},
-    }
+    function = {"name": call.name, "arguments": arguments_of(call)}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 def _content(index: int, part: Part, official: bool) -> dict[str, Any]:
@@ -116,7 +111,21 @@ def _content(index: int, part: Part, official: bool) -> dict[str, Any]:
             )
         return {"type": "audio_url", "audio_url": {"url": part.reference}}
     assert isinstance(part, Text | Json)
+    if isinstance(part, Json) and _is_content(part):
+        return dict(part.value)
     return {"type": "text", "text": written(part)}
+
+
+def _is_content(part: Part) -> bool:
+    """Return whether a part can't be said in words.
+
+    That is so too of JSON that is a content part of the format, such as ``{"type": "file", "file":
+    ...}``, of a kind that the vocabulary has no word for.
+    """
+    if isinstance(part, Json) and isinstance(part.value, dict):
+        kind = part.value.get("type")
+        return isinstance(kind, str) and kind in part.value
+    return isinstance(part, Image | Audio)
 
 
 def sampling_of(

@@ -119,7 +119,7 @@ def _conversation(
     turns: list[dict[str, Any]] = []
     for index, message in enumerate(answered(messages)):
         require_allowed(index, message, _ALLOWED)
-        blocks = [block for part in message.content for block in _blocks(part)]
+        blocks = [block for part in message.content for block in _blocks(part, message.role)]
         if message.role == "system":
             system += blocks
             continue
@@ -133,7 +133,9 @@ def _conversation(
     return system, turns
 
 
-def _blocks(part: Part) -> list[dict[str, Any]]:
+def _blocks(part: Part, role: str) -> list[dict[str, Any]]:
+    if role == "assistant" and isinstance(part, Json):
+        return [answer_block(part)]  # a block of an answer that we have no word for
     if isinstance(part, Text | Json):
         text = written(part)
         return [{"type": "text", "text": text}] if text else []
