@@ -295,9 +295,12 @@ def _factory(spec: str, registry: Registry) -> tuple[Any, str]:
 
 
 def _needs_argument(factory: Any) -> bool:
-    """Return whether a backend can't be named alone (a router can: its members say it all)."""
+    """Return whether a backend can't be named alone.
+
+    One whose first argument is empty unless given can: a router, whose members say it all.
+    """
     first = next(iter(inspect.signature(factory).parameters.values()), None)
-    return first is not None and first.default is inspect.Parameter.empty
+    return first is not None and bool(first.default)  # `Parameter.empty` is a class, and so true
 
 
 def open_backend(spec: str, registry: Registry | None = None, **options: Any) -> Backend:
