@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -63,6 +64,13 @@ class Described(msgspec.Struct, frozen=True):
     form: str
     on_error: Any
     stages: tuple[Any, ...]
+    term: str = ""
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """One of the terms that change how a check is asked."""
+        possible = self.term and (self.term != "beside" or "pre_filter" in self.stages)
+        return {self.term: True} if possible else {}
 
     def make(self) -> Any:
         act = BEHAVIOURS[self.behaviour]
@@ -108,8 +116,9 @@ class Described(msgspec.Struct, frozen=True):
                     return None if isinstance(value, bool) else value
 
             thing = Inline()
-            return check(thing, on_error=self.on_error)
-        return check(thing, on_error=self.on_error, stages=self.stages)
+            terms = {name: True for name in self.terms if name != "beside"}
+            return check(thing, on_error=self.on_error, **terms)
+        return check(thing, on_error=self.on_error, stages=self.stages, **self.terms)
 
 
 async def nothing() -> None:
@@ -124,6 +133,7 @@ CHECKS = st.lists(
         st.sampled_from(["function", "coroutine", "hooks", "inline"]),
         st.sampled_from(["block", "allow", "flag"]),
         STAGES,
+        st.sampled_from(["", "", "shadow", "read_only", "beside"]),
     ),
     max_size=4,
 )
@@ -153,15 +163,17 @@ def stored(log: Memory) -> Any:
 
 
 @settings(max_examples=60, deadline=None)
-@given(CHECKS, st.text("abcde", min_size=1, max_size=3), st.integers(0, 2))
+@given(CHECKS, st.text("abcde", min_size=1, max_size=3), st.integers(0, 2), st.integers(1, 2))
 def test_chat_and_achat_give_the_same_events_records_and_replies(
-    described: list[Described], prompt: str, max_rounds: int
+    described: list[Described], prompt: str, max_rounds: int, candidates: int
 ) -> None:
     logs: list[Memory] = []
 
     def make() -> Guard:
         logs.append(Memory())
-        policy = Policy([one.make() for one in described], max_rounds=max_rounds)
+        policy = Policy(
+            [one.make() for one in described], max_rounds=max_rounds, candidates=candidates
+        )
         return Guard(Scripted(lambda messages: f"{messages[-1].text} ab"), policy, logs[-1])
 
     replies = in_three_ways(make, prompt, sampling=SEED)
@@ -176,3 +188,20 @@ def test_chat_and_achat_give_the_same_events_records_and_replies(
     recorded = [event for kind in (Intent, Result) for event in events_in(logs[0].only(kind))]
     assert recorded == list(replies[0].events)
     assert [event.sequence for event in recorded] == list(range(len(recorded)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(CHECKS, st.text("abcde", min_size=1, max_size=3), st.integers(1, 2))
+def test_whatever_the_checks_do_a_replay_does_again(
+    described: list[Described], prompt: str, candidates: int
+) -> None:
+    policy = Policy([one.make() for one in described], candidates=candidates)
+    backend = Scripted(lambda messages: f"{messages[-1].text} ab")
+    with TemporaryDirectory() as folder, Guard(backend, policy, log=f"{folder}/log") as guard:
+        reply = guard.chat(prompt)
+        replayed = guard.replay(reply.call_id)
+        assert replayed.status == "verified", replayed.sentence()
+        if reply.token is not None:
+            resumed = guard.resume(reply.token, "approve")
+            replayed = guard.replay(resumed.call_id)
+            assert replayed.status == "verified", replayed.sentence()

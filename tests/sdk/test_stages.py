@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.sdk.world import SEED, Scripted, broken, in_three_ways, of_type, run, steady, told
+from tests.sdk.world import (
+    SEED,
+    Memory,
+    Scripted,
+    broken,
+    events_in,
+    in_three_ways,
+    of_type,
+    run,
+    steady,
+    told,
+)
 
 from isonomy.sdk import (
     Allow,
@@ -52,6 +63,7 @@ from isonomy.sdk.events import (
     Unjudged,
 )
 from isonomy.sdk.generation import Generation, Request
+from isonomy.sdk.records import Intent, Result
 from isonomy.sdk.vocabulary import Audio, Image, Json, Reasoning
 
 
@@ -722,3 +734,51 @@ def test_64_calls_at_once_never_mix_what_is_replaced(tmp_path: Path, terms: Any)
             expected(number % 64, reply)
         for reply in replies[::16]:
             assert guard.replay(reply.call_id).status == "verified"
+
+
+# Cancelled in the middle.
+
+
+@pytest.mark.parametrize("terms", [{"beside": True}, {"read_only": True}, {}])
+def test_who_is_cancelled_leaves_no_task_and_a_whole_record(terms: dict[str, Any]) -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    class Waits:
+        @hookimpl
+        async def pre_filter(self, ctx: Any) -> Allow:
+            await ctx.aeffect("look", looked)
+            began.set()
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+            return Allow()
+
+    async def looked() -> int:
+        return 1
+
+    class Sleepy(Scripted):
+        async def agenerate(self, request: Request, *, on_text: Any = None) -> Generation:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    neighbour = check(lambda t: True, read_only=True, stages=("pre_filter",))
+    log = Memory()
+    with Guard(Sleepy(), [check(Waits(), id="waits", **terms), neighbour], log) as guard:
+
+        async def main() -> None:
+            call = asyncio.create_task(guard.achat("hello"))
+            await asyncio.to_thread(began.wait, 5)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+
+        run(main())
+        assert ended.wait(5)
+    result = log.only(Result)
+    assert isinstance(result.record, Result)
+    assert result.record.error == "Cancelled"
+    recorded = [*events_in(log.only(Intent)), *events_in(result)]
+    assert [e.name for e in recorded if isinstance(e, Effect)] == ["look"]
+    assert [e.sequence for e in recorded] == list(range(len(recorded)))
