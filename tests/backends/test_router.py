@@ -1,5 +1,6 @@
 import asyncio
 import random
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -401,3 +402,17 @@ def test_by_a_spec(tmp_path: Any) -> None:
     router = Router(f"recorded:{tmp_path}/a.jsonl, recorded:{tmp_path}/b.jsonl")
     assert router.generate(ASK).text == "from b"
     assert isinstance(router._members[1].backend, Recorded)
+
+
+def test_members_from_plugin_modules(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_backends.py").write_text(
+        "from isonomy.backends import Callable\n"
+        "from isonomy.sdk import hookimpl\n"
+        "@hookimpl\n"
+        "def isonomy_backends():\n"
+        "    return {'mine': lambda name: Callable(lambda messages: 'I am ' + name)}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with Guard("router:mine:one,mine:two", plugins=["my_backends"]) as guard:
+        assert guard.chat("Hi").text == "I am one"
+    monkeypatch.delitem(sys.modules, "my_backends")

@@ -306,16 +306,20 @@ def _needs_argument(factory: Any) -> bool:
 def open_backend(spec: str, registry: Registry | None = None, **options: Any) -> Backend:
     """Open the backend that a spec names.
 
-    ``local:demo``, ``local:/path/to/checkpoint``, ``openai:MODEL``.
+    ``local:demo``, ``local:/path/to/checkpoint``, ``openai:MODEL``. A backend that opens others (a
+    router) has a keyword `registry`, and gets this one.
 
     Raises:
         PluginError: there is no such backend.
         ConfigError: the spec has no argument, or the backend does not take an option.
         BackendError: the backend can't be opened.
     """
-    factory, argument = _factory(spec, registry or Registry())
+    registry = registry if registry is not None else Registry()
+    factory, argument = _factory(spec, registry)
     if not argument and _needs_argument(factory):
         raise ConfigError(_NO_MODEL.format(spec))
+    if "registry" in inspect.signature(factory).parameters:
+        options = {"registry": registry, **options}
     try:
         backend: Backend = factory(*([argument] if argument else ()), **options)
     except TypeError as error:
