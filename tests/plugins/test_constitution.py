@@ -24,7 +24,7 @@ from tests.sdk.world import of_type, steady
 
 from isonomy.plugins import Constitution, Patterns
 from isonomy.replay import ReplayLog
-from isonomy.sdk import Guard, Policy, Reply, Request, Sampling, check
+from isonomy.sdk import Guard, Identity, Policy, Reply, Request, Sampling, check
 from isonomy.sdk.canonical import canonical
 from isonomy.sdk.cli.explain import timeline
 from isonomy.sdk.events import (
@@ -338,7 +338,10 @@ def test_calls_at_the_same_time_do_not_mix() -> None:
 
 @pytest.mark.parametrize("judging", ["logprobs", "json"])
 def test_the_built_in_engine_judges_to_the_bit(tmp_path: Path, judging: Any) -> None:
-    constitution = Constitution("asimov", judging=judging, retries=0, on_breach="flag")
+    drawn = Sampling(temperature=0.0, max_tokens=60)
+    constitution = Constitution(
+        "asimov", judging=judging, retries=0, on_breach="flag", sampling=drawn
+    )
     terms = check(constitution, on_error="flag")
     policy = Policy([terms], candidates=2, max_rounds=1)
     sampling = Sampling(seed=7, max_tokens=16)
@@ -363,6 +366,26 @@ def without_time(answered: Reply) -> list[dict[str, Any]]:
             for name in ("runtime", "timings"):
                 event["generation"].pop(name)
     return plain
+
+
+def test_a_score_that_differs_in_one_bit_shows(tmp_path: Path) -> None:
+    """A deterministic judge is asked again on replay, and held to the bits of its record."""
+
+    class Steady(Scoring):
+        def identity(self) -> Identity:
+            return msgspec.structs.replace(super().identity(), deterministic=True)
+
+    values = [-0.25, -1.5]
+    steadfast = Steady(lambda prompt: (values[0], values[1]), lambda request: "none")
+    with guard(assistant("tea"), laws(backend="judge"), log=tmp_path, judge=steadfast) as kept:
+        answered = kept.chat("tea?")
+        asked = len(steadfast.scored)
+        verified(kept, answered)
+        assert len(steadfast.scored) == 2 * asked
+        values[1] = math.nextafter(values[1], 0)
+        replayed = kept.replay(answered.call_id)
+        assert replayed.status == "diverged"
+        assert "logprobs" in replayed.sentence()
 
 
 def test_the_built_in_engine_is_judged(tmp_path: Path) -> None:
