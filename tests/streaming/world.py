@@ -129,6 +129,17 @@ def replacing(old: str, new: str, **terms: Any) -> Check:
     return check(replace, stages=("post_validate",), lookback=len(old) - 1, **terms)
 
 
+def instead(answer: str, **terms: Any) -> Check:
+    """Puts the same answer in the place of every other: nothing of what the model said remains."""
+
+    def put(text: str) -> Any:
+        from isonomy.sdk import Replace
+
+        return True if text == answer else Replace(answer)
+
+    return check(put, stages=("post_validate",), lookback=0, **terms)
+
+
 def finding(pattern: str, verdict: Any, longest: int, **terms: Any) -> Check:
     """Gives a verdict on a text that holds a pattern of at most `longest` characters."""
 
