@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
 from typing import Any, Literal
 
+import httpx
 import openai
 import pydantic
 import pytest
+import uvicorn
 
-from isonomy.sdk import Block, Guard, Message, Text, ToolCall, ToolResult, hookimpl, on_output
+from isonomy.sdk import (
+    Block,
+    Guard,
+    Image,
+    Json,
+    Message,
+    Replace,
+    Text,
+    ToolCall,
+    ToolResult,
+    hookimpl,
+    on_output,
+)
 from isonomy.sdk.gateway import Settings, app
 
 from .conftest import Serve, decoded
@@ -26,8 +42,6 @@ WEATHER = {
 
 
 def shouting(text: str) -> Any:
-    from isonomy.sdk import Replace
-
     return Replace(text.upper())
 
 
@@ -268,30 +282,89 @@ def test_mounted_in_another_application(serve: Serve) -> None:
             served.close()
 
 
-def test_sixty_four_at_a_time_never_mix(serve: Serve, tmp_path: Any) -> None:
-    def renamed(text: str) -> Any:
-        from isonomy.sdk import Replace
+def test_structured_data_is_text_there_and_images_are_refused(serve: Serve) -> None:
+    def answer(messages: tuple[Message, ...]) -> Any:
+        if messages[-1].text == "draw":
+            return (Image("https://example.org/x.png"),)
+        return (Json({"b": 1, "a": [2]}),)
 
+    served = serve(Guard(Speaker(answer)))
+    for stream in (False, True):
+        text = served.ask("hello", stream=stream).text
+        assert r'"content":"{\"a\":[2],\"b\":1}"' in text, text
+        assert "unsupported_answer" in served.ask("draw", stream=stream).text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_sixty_four_at_a_time_never_mix(serve: Serve, tmp_path: Any, stream: bool) -> None:
+    def renamed(text: str) -> Any:
         number = text.rpartition(" ")[2]
         return Replace(f"{text} for {number}")
 
     speaker = Speaker(pause=0.002)
-    served = serve(Guard(speaker, policy=[on_output(renamed)], log=tmp_path / "audit"))
+    guard = Guard(speaker, policy=[on_output(renamed)], log=tmp_path / "audit")
+    served = serve(guard)
 
-    async def all_of_them() -> list[Any]:
+    async def asked(client: openai.AsyncOpenAI, number: int) -> tuple[str, str]:
+        messages: list[Any] = [{"role": "user", "content": f"number {number}"}]
+        if not stream:
+            whole = await client.chat.completions.create(model="speaker", messages=messages)
+            return whole.id, whole.choices[0].message.content or ""
+        text = ""
+        async with await client.chat.completions.create(
+            model="speaker", messages=messages, stream=True
+        ) as chunks:
+            async for chunk in chunks:
+                text += chunk.choices[0].delta.content or ""
+        return chunk.id, text
+
+    async def all_of_them() -> list[tuple[str, str]]:
         async with openai.AsyncOpenAI(
             base_url=f"{served.url}/v1", api_key="x", max_retries=0, timeout=60
         ) as client:
-            return await asyncio.gather(
-                *(
-                    client.chat.completions.create(
-                        model="speaker", messages=[{"role": "user", "content": f"number {i}"}]
-                    )
-                    for i in range(64)
-                )
-            )
+            return await asyncio.gather(*(asked(client, i) for i in range(64)))
 
-    completions = asyncio.run(all_of_them())
-    texts = [completion.choices[0].message.content for completion in completions]
-    assert texts == [f"You said: number {i} for {i}" for i in range(64)]
-    assert len({completion.id for completion in completions}) == 64
+    answers = asyncio.run(all_of_them())
+    assert [text for _, text in answers] == [f"You said: number {i} for {i}" for i in range(64)]
+    assert len({completion_id for completion_id, _ in answers}) == 64
+
+
+def test_nothing_is_left_on_the_loop(tmp_path: Any) -> None:
+    async def tried() -> set[str]:
+        with Guard(Speaker(pause=0.05), log=tmp_path / "audit") as guard:
+            config = uvicorn.Config(app(guard), port=0, log_config=None, lifespan="on")
+            server = uvicorn.Server(config)
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+                serving = asyncio.create_task(server.serve([listener]))
+                while not server.started:
+                    await asyncio.sleep(0.01)
+                before = asyncio.all_tasks()
+                async with httpx.AsyncClient(base_url=url) as client:
+                    for stream in (False, True):
+                        for timeout in (0.05, 5.0):
+                            body = {
+                                "model": "speaker",
+                                "stream": stream,
+                                "messages": [{"role": "user", "content": "hello " * 4}],
+                            }
+                            with contextlib.suppress(httpx.TimeoutException):
+                                await client.post(
+                                    "/v1/chat/completions", json=body, timeout=timeout
+                                )
+                for _ in range(100):
+                    left = asyncio.all_tasks() - before
+                    if not left:
+                        break
+                    await asyncio.sleep(0.02)
+                server.should_exit = True
+                await serving
+                return {task.get_coro().__qualname__ for task in left}  # type: ignore[union-attr]
+
+    assert asyncio.run(tried()) == set()
+    from isonomy.replay import ReplayLog
+
+    with ReplayLog(tmp_path / "audit") as log:
+        rows = log.sql("select error, count(*) from calls group by all order by all").fetchall()
+    assert sorted(rows, key=str) == [("Cancelled", 2), (None, 2)]

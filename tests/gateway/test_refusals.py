@@ -11,6 +11,8 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from isonomy.sdk import BackendError, Guard, RemoteError
 from isonomy.sdk.errors import ContextLength, LogError, Overloaded
@@ -376,3 +378,31 @@ def test_checks_that_block_or_hang_do_not_stop_the_server(serve: Serve) -> None:
     metrics = served.http.get("/metrics").text
     for name in ("blocks", "hangs"):
         assert f'check="{name}",outcome="failed"' in metrics
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+VALUES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner)
+)
+FIELDS = (
+    *("model", "messages", "temperature", "top_p", "top_k", "max_tokens", "stop", "seed", "n"),
+    *("stream", "stream_options", "tools", "tool_choice", "response_format", "user", "metadata"),
+    *("logit_bias", "something_else"),
+)
+
+
+@settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(changed=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3), part=VALUES)
+def test_whatever_is_sent_is_answered(served: Served, changed: Any, part: Any) -> None:
+    sent = {**body(), **changed}
+    if "messages" not in changed:
+        sent["messages"] = [{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]
+    content = json.dumps(sent).encode()
+    answer = served.http.post("/v1/chat/completions", content=content, headers=JSON)
+    assert answer.status_code in (200, 400, 404), answer.text
+    if answer.status_code != 200:
+        assert set(decoded(answer)["error"]) == {"message", "type", "param", "code"}

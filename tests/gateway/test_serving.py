@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -378,3 +379,16 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         plan = Plan(file=str(tmp_path / "isonomy.toml"), given={"port": taken.getsockname()[1]})
         with pytest.raises(ConfigError, match="Address already in use"):
             serve(plan)
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "isonomy.toml").write_text(CONFIG)
+    program = (
+        "import sys; sys.modules['uvicorn'] = None; "
+        "from isonomy.sdk.cli import main; main(['serve', 'isonomy.toml'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install 'isonomy[serve]'" in done.stderr

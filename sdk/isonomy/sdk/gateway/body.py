@@ -72,8 +72,10 @@ async def _read(exchange: Exchange, receive: Receive, settings: Settings) -> byt
                     raise Disconnected
                 chunk = message.get("body", b"")
                 size += len(chunk)
+                if size > limit and message.get("more_body"):
+                    await _discard(receive)
                 if size > limit:
-                    break
+                    raise _too_large(limit)
                 chunks.append(chunk)
                 if not message.get("more_body"):
                     return b"".join(chunks)
@@ -85,9 +87,6 @@ async def _read(exchange: Exchange, receive: Receive, settings: Settings) -> byt
             code="request_timeout",
             headers=_CLOSE,
         ) from None
-    chunks.clear()
-    await _discard(receive)
-    raise _too_large(limit)
 
 
 async def _discard(receive: Receive) -> None:

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..calling import CallOptions
+from ..canonical import canonical
 from ..errors import InputError
 from ..events import Generated
 from ..generation import Backend, Usage
 from ..performing import Reply
-from ..vocabulary import SEVERITY, Candidate, Message, Text
+from ..vocabulary import SEVERITY, Audio, Candidate, Image, Json, Message, Part, Text
 from ..wrapping.openai_answers import CUT, choice_of, chunk_of, completion_of, delta_of, usage_json
 from ..wrapping.openai_format import ChatRequest, request_of
 from .errors import Disconnected, Refused, refused
@@ -313,7 +314,7 @@ class Completions:
         if not begun:
             await say({"role": "assistant"})
         others = tuple(part for part in reply.output.content if not isinstance(part, Text))
-        if others and (delta := delta_of(others)):
+        if others and (delta := delta_of(_sayable(others))):
             await say(delta)
         more = {"system_fingerprint": _fingerprint(reply), "isonomy": _notes(reply)}
         await say({}, _finish(reply), **more)
@@ -368,7 +369,26 @@ def _bad_metadata(path: str, problem: str) -> Refused:
 
 
 def _candidate(reply: Reply, index: int) -> Candidate:
-    return Candidate(index=index, content=reply.output.content, finish_reason=_finish(reply))
+    content = _sayable(reply.output.content)
+    return Candidate(index=index, content=content, finish_reason=_finish(reply))
+
+
+def _sayable(content: tuple[Part, ...]) -> tuple[Part, ...]:
+    """Return an answer's parts as the format has places for them: structured data is text there.
+
+    Raises:
+        Refused: the answer holds an image or a recording.
+    """
+    if any(isinstance(part, Image | Audio) for part in content):
+        raise Refused(
+            502,
+            "the answer holds an image or a recording, for which chat completions have no place.",
+            kind="server_error",
+            code="unsupported_answer",
+        )
+    return tuple(
+        Text(canonical(part.value).decode()) if isinstance(part, Json) else part for part in content
+    )
 
 
 def _finish(reply: Reply) -> str:
