@@ -222,7 +222,7 @@ ERRORS: list[tuple[str, str | None, str]] = [
     ("[log]", "log", "missing required field `path`"),
     ("[log]\npath = 5", "log.path", "Expected `str`, got `int`"),
     ("[policy]\nrefusl = 'x'", "policy.refusl", "unknown key. Did you mean 'refusal'?"),
-    ("[policy]\nzzz = 'x'", "policy.zzz", "unknown key. Known: candidates, checks, extends, max_rounds,"),
+    ("[policy]\nzzz = 'x'", "policy.zzz", "unknown key. Known: candidates, checks, extends,"),
     ("[policy]\nmax_rounds = 'two'", "policy.max_rounds", "Expected `int`, got `str`"),
     ("[policy]\nmax_rounds = 101", "policy.max_rounds", "must be between 0 and 100"),
     ("[policy]\nplugins = 'x'", "policy.plugins", "Expected `array`, got `str`"),

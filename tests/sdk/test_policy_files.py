@@ -278,6 +278,51 @@ def test_further_backends(write: Any, monkeypatch: Any) -> None:
     assert (judge.use, judge.options) == ("openai:small", {"base_url": "http://127.0.0.1:1/v1"})
 
 
+JUDGED = """
+from isonomy.sdk import Allow, Block, hookimpl
+from isonomy.sdk.testing import ScriptedModel
+
+
+class Judged:
+    @hookimpl
+    def post_validate(self, candidate, ctx):
+        return Block("no") if ctx.generate("?", backend="judge").text == "no" else Allow()
+
+
+@hookimpl
+def isonomy_checks():
+    return {"judged": Judged}
+
+
+@hookimpl
+def isonomy_backends():
+    return {"said": ScriptedModel}
+"""
+
+
+def test_plugins_ask_the_backends_that_a_file_names(
+    write: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "judged_here.py").write_text(JUDGED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = """
+[backend]
+use = "said:hello"
+[backends.judge]
+use = "said:${ANSWER}"
+[environment]
+allow = ["ANSWER"]
+[policy]
+plugins = ["judged_here"]
+[[policy.checks]]
+use = "judged"
+"""
+    for answer, text_of_reply in (("no", "I can't help with that."), ("yes", "hello")):
+        monkeypatch.setenv("ANSWER", answer)
+        with Guard.from_file(write(text)) as guard:
+            assert guard.chat("hi").text == text_of_reply
+
+
 @pytest.mark.parametrize(
     ("text", "key", "said"),
     [
@@ -422,6 +467,7 @@ CHECK = '[[policy.checks]]\nuse = "patterns"\n'
         (CHECK + 'deny = ["a"]\nid = "${TENANT}"', "policy.checks[0].id", "a name is recorded"),
         (CHECK + 'deny = ["${REGION}"]', "policy.checks[0].deny[0]", "'REGION' is not set"),
         (CHECK + 'deny = {"a" = "${OTHER}"}', "policy.checks[0].deny.a", "'OTHER' is not listed"),
+        (CHECK + 'deny = {"${TENANT}" = "a"}', "policy.checks[0].deny.${TENANT}", "a key is"),
         (CHECK + 'deny = ["a"]\naction = "${TENANT}"', "policy.checks[0].action", "Invalid enum"),
         (CHECK + 'deny = ["(${TENANT}"]', "policy.checks[0]", "pattern"),
         ('[log]\npath = "${OTHER}"', "log.path", "'OTHER' is not listed"),

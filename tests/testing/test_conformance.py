@@ -228,6 +228,16 @@ def test_every_stage_is_asked() -> None:
     assert {"pre_filter", "revise", "rank 2"} <= asked
 
 
+def test_observers_are_asked_nothing() -> None:
+    class Watching:
+        @hookimpl
+        def observe(self, event: Any) -> None:
+            raise AssertionError
+
+    report = assert_conforms(Watching())
+    assert report.of("streams").status == "skipped"
+
+
 def test_what_is_no_check() -> None:
     with pytest.raises(PluginError, match="is no check"):
         examine(5)

@@ -13,8 +13,8 @@ Rules:
 
 - A file lists the names that it may use; one that is not listed, or not set, is refused with file
   and key. Values are text. They may stand in the settings of checks, in ``refusal``, and anywhere
-  in ``[backend]``, ``[backends.*]`` and ``[log]``, but not where a record names things: ``name``,
-  ``use``, ``id`` and the other terms of a check.
+  in ``[backend]``, ``[backends.*]``, ``[log]`` and ``[serve]``, but not in keys, and not where a
+  record names things: ``name``, ``use``, ``id`` and the other terms of a check.
 - The policy is recorded as written, with ``${NAME}`` in it. Beside it stands, in its table
   ``environment``, a keyed digest of each value: HMAC-SHA256 under the secret that the environment
   variable ``ISONOMY_POLICY_KEY`` holds. So the log tells whether two calls had the same values, and
@@ -58,6 +58,10 @@ def require_allowed(value: Any, allow: Iterable[str], *, file: str | None, key: 
             names the key.
     """
     allowed = set(allow)
+    for place in _keys(value, key):
+        raise ConfigError(
+            "a key is recorded as it stands and can't hold ${. Values can.", file=file, key=place
+        )
     for place, name, literal in _tokens(value, key):
         if literal:
             continue
@@ -79,6 +83,18 @@ def require_allowed(value: Any, allow: Iterable[str], *, file: str | None, key: 
             )
 
 
+def _keys(value: Any, key: str) -> Iterator[str]:
+    """Give the place of every key of a table that holds a ``${``."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            if "${" in name:
+                yield f"{key}.{name}".lstrip(".")
+            yield from _keys(each, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _keys(each, f"{key}[{index}]")
+
+
 def any_in(value: Any) -> bool:
     """Return whether plain data holds a ``${``."""
     return next(_tokens(value, ""), None) is not None
@@ -91,9 +107,7 @@ def _tokens(value: Any, key: str) -> Iterator[tuple[str, str | None, bool]]:
             yield key, found[1], found[0] == "$${"
     elif isinstance(value, Mapping):
         for name, each in value.items():
-            inner = f"{key}.{name}".lstrip(".")
-            yield from _tokens(name, inner)
-            yield from _tokens(each, inner)
+            yield from _tokens(each, f"{key}.{name}".lstrip("."))
     elif isinstance(value, list | tuple):
         for index, each in enumerate(value):
             yield from _tokens(each, f"{key}[{index}]")
@@ -101,8 +115,6 @@ def _tokens(value: Any, key: str) -> Iterator[tuple[str, str | None, bool]]:
 
 def filled(value: Any, environ: Mapping[str, str], *, file: str | None, key: str) -> Any:
     """Return plain data with every ``${NAME}`` replaced by its value, and ``$${`` by ``${``.
-
-    Keys of tables are left as they are.
 
     Raises:
         ConfigError: a name is not set; names the key.

@@ -33,6 +33,7 @@ HOSTILE: dict[str, str] = {
     "a template": "{{7*7}} ${x} %s %n {0} {x.__class__} $(id) `id` %%% \\1 \\g<0>",
     "half of JSON": '{"a": [1, {"b": "\\u',
     "strange JSON": '{"a": NaN, "a": 1e999, "b": "\\ud800"} [[[[[[[]]]]]]] -0',
+    "deep nesting": '{"a":' * 3000 + "[" * 3000,
     "only newlines": "\n" * 50,
     "a long line": "word " * 2000,
     "a long word": "x" * 10_000,
