@@ -118,6 +118,16 @@ def test_what_a_later_check_made_is_shown_to_the_earlier_again() -> None:
     assert fed(prefix(brings, blocks), text) == "x" * (STEP - 5)
 
 
+def test_what_is_settled_after_a_second_look_leaves() -> None:
+    reads = Rule("a", allow, 2)
+    changes = Rule("b", lambda text: text.replace("good", "fine"), 3)
+    text = "a good word " * 8
+    made = prefix(reads, changes, passes=2)
+    assert fed(made, text) == text.replace("good", "fine")[: len(made.text)]
+    assert made.text.count("fine") > 5
+    assert fed(prefix(reads, changes, passes=1), text) == ""
+
+
 def test_checks_that_undo_each_other_let_nothing_go() -> None:
     to_b = Rule("a", lambda text: text.replace("a", "b"))
     to_a = Rule("b", lambda text: text.replace("b", "a"))
