@@ -52,6 +52,8 @@ Entropy = Callable[[int], bytes]
 """Returns that many random bytes; `os.urandom` outside tests."""
 
 
+_INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)"
+Row = tuple[int | None, str, str, bytes, bytes, bytes]
 _BEGUN = "SELECT 1 FROM records WHERE call_id = ? LIMIT 1"
 
 
@@ -82,6 +84,23 @@ class _Prepared:
             ],
         )
         self.hash = leaf_hash(self.leaf)
+
+    def repeats(self, payload: Payload) -> bool:
+        """Return whether a payload may come again in its subject, and is stored where all find it.
+
+        A subject of one call only (what a call without a session is) repeats nothing.
+        """
+        return payload.name.startswith(_REPEATED) and self.subject != self.call_id
+
+    def row(self, sequence: int | None, kept: list[packing.Kept]) -> Row:
+        """Return the record's row."""
+        return (sequence, self.call_id, self.kind, self.leaf, self.hash, packing.packed(kept))
+
+
+def _mark(leaves: LeavesFile, first: int, prepared: list[_Prepared]) -> None:
+    """Tell the second witness of records; they are durable, and the next ingestion tells it too."""
+    with suppress(OSError):
+        leaves.mark(first, [entry.hash for entry in prepared])
 
 
 class _Turns:
@@ -204,6 +223,12 @@ class JournalLog:
             connection, leaves = self._usable()
             with database.explained(self._directory, writing=True):
                 try:
+                    row = None if only_first or len(prepared) > 1 else self._alone(prepared[0])
+                    if row is not None:
+                        first = connection.execute(_INSERT, row).lastrowid
+                        assert first is not None
+                        _mark(leaves, first, prepared)
+                        return [first]
                     connection.execute("BEGIN IMMEDIATE")
                     if only_first and connection.execute(_BEGUN, (prepared[0].call_id,)).fetchone():
                         connection.execute("ROLLBACK")
@@ -216,9 +241,7 @@ class JournalLog:
             if len(self._shared) > _SHARED_KNOWN:
                 self._shared.clear()
             self._shared.update(shared)
-            # The records are durable by now; the second witness catches up at the next ingestion.
-            with suppress(OSError):
-                leaves.mark(first, [entry.hash for entry in prepared])
+            _mark(leaves, first, prepared)
         return list(range(first, first + len(prepared)))
 
     def close(self) -> None:
@@ -337,6 +360,24 @@ class JournalLog:
                 file=JOURNAL,
             )
 
+    def _alone(self, entry: _Prepared) -> Row | None:
+        """Return the row of a record that needs no other: one statement, and its own transaction.
+
+        SQLite numbers it: the next after the highest there is.
+        """
+        kept: list[packing.Kept] = []
+        for payload, salt in entry.payloads:
+            if payload.shared:
+                row = self._shared.get(payload.body)
+                if row is None:
+                    return None
+                kept.append((salt, row))
+            elif entry.repeats(payload):
+                return None
+            else:
+                kept.append((salt, payload.body))
+        return entry.row(None, kept)
+
     def _insert(
         self, connection: sqlite3.Connection, prepared: list[_Prepared]
     ) -> tuple[int, dict[bytes, int]]:
@@ -355,23 +396,13 @@ class JournalLog:
                         row = self._content(connection, SHARED_SUBJECT, SHARED_KEY, body)
                         shared[body] = row
                     kept.append((salt, row))
-                elif payload.name.startswith(_REPEATED):
+                elif entry.repeats(payload):
                     if entry.subject not in keys:
                         keys[entry.subject] = self._subject(connection, entry.subject)
                     kept.append((salt, self._content(connection, *keys[entry.subject], body)))
                 else:
                     kept.append((salt, body))
-            execute(
-                "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    sequence,
-                    entry.call_id,
-                    entry.kind,
-                    entry.leaf,
-                    entry.hash,
-                    packing.packed(kept),
-                ),
-            )
+            execute(_INSERT, entry.row(sequence, kept))
         return int(first), shared
 
     def _subject(self, connection: sqlite3.Connection, subject: str) -> tuple[int, bytes]:
