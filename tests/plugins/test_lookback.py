@@ -75,7 +75,7 @@ PATTERNS = st.recursive(
 def test_no_match_is_wider(pattern: str, text: str) -> None:
     width = widest(pattern)
     assert width is not None
-    assert all(len(match.group()) <= width for match in re2.finditer(pattern, text))
+    assert all(match.end() - match.start() <= width for match in re2.finditer(pattern, text))
 
 
 def made_of(check: Any, text: str) -> str | None:
@@ -187,6 +187,22 @@ def test_what_is_redacted_early_stays(pieces: list[str], action: Any) -> None:
 )
 def test_what_is_declared(check: Any, back: Any) -> None:
     assert check.lookback == back
+
+
+@pytest.mark.parametrize(
+    ("check", "read_only"),
+    [
+        (Patterns(deny=("ab",)), True),
+        (Patterns(deny=("ab",), action="redact"), False),
+        (Length(max=9), True),
+        (Length(max=9, action="truncate"), False),
+        (Pii(action="block"), True),
+        (Pii(action="block", actions={"ip": "mask"}), False),
+        (Pii(action="flag", kinds=("ip",)), True),
+    ],
+)
+def test_what_never_replaces_says_so(check: Any, read_only: bool) -> None:
+    assert check.read_only is read_only
 
 
 # Reasoning and structured data.

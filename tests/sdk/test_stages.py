@@ -480,7 +480,7 @@ def test_a_check_on_trial_changes_nothing(tmp_path: Path, value: Any) -> None:
     assert {e.stage for e in tried} == {
         "pre_filter", "post_validate", "tool_call", "critique", "revise", "rank",
     }  # fmt: skip
-    assert all(e.shadow for e in tried if not isinstance(e, Generated))
+    assert all(getattr(e, "shadow", False) for e in tried if not isinstance(e, Generated))
 
 
 def test_a_check_on_trial_that_replaces_is_recorded_without_effect(tmp_path: Path) -> None:
@@ -601,6 +601,22 @@ def test_a_timeout_among_checks_that_run_together_is_handed_back(tmp_path: Path)
         started = time.perf_counter()
         assert guard.replay(reply.call_id).status == "verified"
         assert time.perf_counter() - started < 0.9
+
+
+def test_checks_that_answer_at_once_are_asked_one_by_one() -> None:
+    class Quick:
+        inline = True
+        read_only = True
+
+        @hookimpl
+        def post_validate(self) -> Allow:
+            return Allow()
+
+    slow = [check(lambda t: True, read_only=True, id=f"slow-{n}") for n in range(2)]
+    groups = Policy([Quick(), Quick(), slow[0]]).groups("post_validate")
+    assert [len(group) for group in groups] == [1, 1, 1]
+    groups = Policy([slow[0], Quick(), slow[1], lambda t: True]).groups("post_validate")
+    assert [len(group) for group in groups] == [3, 1]
 
 
 # Beside the model.

@@ -40,6 +40,11 @@ class Length(
     inline: ClassVar[bool] = True
 
     @property
+    def read_only(self) -> bool:
+        """Whether it never replaces."""
+        return self.action != "truncate"
+
+    @property
     def lookback(self) -> int | Literal["all"]:
         """How much of a stream is held back: where a cut may still take something away, that."""
         if self.action == "flag":

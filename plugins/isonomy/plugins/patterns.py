@@ -59,6 +59,11 @@ class Patterns(
     inline: ClassVar[bool] = True
 
     @property
+    def read_only(self) -> bool:
+        """Whether it never replaces."""
+        return self.action != "redact"
+
+    @property
     def lookback(self) -> int | Literal["all"]:
         """How much of a stream is held back: as much as a match may take, and one to look ahead.
 

@@ -2,8 +2,9 @@
 
 A plugin is any object (or module) with methods (or functions) marked `hookimpl` and named like a
 hook below. A method may take any subset of the hook's arguments, by name. Hooks are called in the
-policy's order, one plugin at a time, so that what one replaced is what the next one sees. Return
-`None` to abstain. A hook may be `async def`, except those that only observe.
+policy's order, one plugin at a time, so that what one replaced is what the next one sees;
+neighbours that declare themselves `read_only` are called at the same time. Return `None` to
+abstain. A hook may be `async def`, except those that only observe.
 
 `ctx` is the plugin's only door to the outside world (see `isonomy.sdk.context.Context`): clock,
 randomness, secrets, effects, nested generation. What comes through it is recorded and handed back
@@ -58,7 +59,7 @@ class Stages:
     def retrieved(
         self, call: Call, documents: tuple[Document, ...], ctx: Context
     ) -> Verdict | None:
-        """Judge retrieved documents."""
+        """Judge retrieved documents; `Replace(content=documents)` gives those that may be used."""
 
     @hookspec
     def critique(
@@ -109,13 +110,19 @@ class Stages:
 
     @hookspec
     def tool_call(self, call: Call, tool_call: ToolCall, ctx: Context) -> Verdict | None:
-        """Judge a tool call that the model asks for."""
+        """Judge a tool call that the model asks for; its arguments are a JSON object.
+
+        `Replace(content=...)` gives other arguments, as JSON text, or one other `ToolCall`.
+        """
 
     @hookspec
     def tool_result(
         self, call: Call, tool_call: ToolCall, result: ToolResult, ctx: Context
     ) -> Verdict | None:
-        """Judge what a tool answered before the model sees it."""
+        """Judge what a tool answered before the model sees it.
+
+        `Replace(content=...)` gives other text, or one other `ToolResult`.
+        """
 
     @hookspec
     def observe(self, call: Call, event: Event) -> None:

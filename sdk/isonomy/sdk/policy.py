@@ -87,13 +87,19 @@ _CONSTITUTIONAL: tuple[Stage, ...] = ("critique", "revise", "rank")
 
 
 def _grouped(checks: Iterable[Check]) -> tuple[tuple[Check, ...], ...]:
-    groups: list[list[Check]] = []
+    runs: list[list[Check]] = []
     for check in checks:
-        if check.read_only and groups and groups[-1][0].read_only:
-            groups[-1].append(check)
+        if check.read_only and runs and runs[-1][0].read_only:
+            runs[-1].append(check)
         else:
-            groups.append([check])
-    return tuple(tuple(group) for group in groups)
+            runs.append([check])
+    groups: list[tuple[Check, ...]] = []
+    for run in runs:
+        if sum(not check.inline for check in run) > 1:
+            groups.append(tuple(run))
+        else:  # nobody to wait for at the same time
+            groups += [(check,) for check in run]
+    return tuple(groups)
 
 
 class Policy:

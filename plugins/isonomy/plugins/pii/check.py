@@ -79,6 +79,11 @@ class Pii(
     inline: ClassVar[bool] = True
 
     @property
+    def read_only(self) -> bool:
+        """Whether it never replaces."""
+        return {"block", "flag"}.issuperset(self._actions.values())
+
+    @property
     def lookback(self) -> int | Literal["all"]:
         """How much of a stream is held back: more than any of these data has, stars included."""
         actions = set(self._actions.values())
