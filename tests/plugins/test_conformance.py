@@ -33,15 +33,18 @@ CHECKS: list[tuple[Any, list[str]]] = [
     (Length(max=2, unit="lines", action="truncate"), LONG),
     (Length(max=24, unit="bytes", action="flag"), LONG),
 ]
+FIRST = [plugin for plugin, _ in (CHECKS[1], CHECKS[6], CHECKS[9])]
+"""Whose time is measured: the others go through the same code."""
 
 
 @pytest.mark.parametrize(
     ("plugin", "texts"), CHECKS, ids=[f"{type(c).__name__}{n}" for n, (c, _) in enumerate(CHECKS)]
 )
 def test_a_built_in_check_conforms(plugin: Any, texts: list[str]) -> None:
-    report = assert_conforms(plugin, texts=texts, secrets={"pseudonyms": "k" * 32})
+    skip = () if plugin in FIRST else ("linear",)
+    report = assert_conforms(plugin, texts=texts, secrets={"pseudonyms": "k" * 32}, skip=skip)
     skipped = [outcome.property for outcome in report.outcomes if outcome.status == "skipped"]
-    assert skipped == []
+    assert skipped == [*skip]
 
 
 def test_a_constitution_conforms() -> None:
