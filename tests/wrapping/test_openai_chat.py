@@ -4,7 +4,6 @@ import asyncio
 import json
 from typing import Any
 
-import httpx2
 import openai
 import pydantic
 import pytest
@@ -742,7 +741,3 @@ def test_the_sdk_loads_the_package_only_where_it_is_used():
         "sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_httpx2_is_what_the_package_works_with(client):
-    assert isinstance(client._client, httpx2.Client)

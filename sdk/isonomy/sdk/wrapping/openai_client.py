@@ -227,7 +227,7 @@ def _body_of(options: Any) -> dict[str, Any]:
         InputError: it has none.
     """
     body = options.json_data
-    if not isinstance(body, dict) or options.content is not None or options.files:
+    if not isinstance(body, dict) or getattr(options, "content", None) is not None or options.files:
         raise InputError("a guarded request needs a JSON object as its body.")
     return {**body, **(options.extra_json or {})}
 
