@@ -680,3 +680,61 @@ def test_the_record_of_a_segment_reads_back() -> None:
     assert released(log) == TEXT
     for entry in log.entries:
         assert msgspec.json.decode(msgspec.json.encode(entry.record))["schema"] == 2
+
+
+# odd backends
+
+
+@pytest.mark.parametrize("way", ["stream", "astream"])
+def test_a_lone_surrogate_never_leaves(way: str) -> None:
+    log = Memory()
+    text = "x" * 40 + "\ud83d" + "y" * 100
+    pieces: list[str] = []
+
+    async def consume(guard: Guard) -> None:
+        async for piece in guard.astream("hi"):
+            pieces.append(piece)
+
+    with Guard(Pieces([text], range(0, 150, 7)), [passing()], log) as guard:
+        with pytest.raises(BackendError) as plain:
+            guard.chat("hi")
+        log.entries.clear()
+        with pytest.raises(BackendError) as caught:  # noqa: PT012
+            if way == "astream":
+                run(consume(guard))
+            else:
+                for piece in guard.stream("hi"):
+                    pieces.append(piece)
+    assert str(caught.value) == str(plain.value)
+    assert "surrogate" in str(caught.value)
+    assert pieces in ([], ["x" * 32])
+    assert result(log).error == "BackendError"
+
+
+@pytest.mark.parametrize("piece", [b"bytes", None, 7])
+def test_what_is_no_text_is_the_backend_s_error(piece: Any) -> None:
+    class Odd(Pieces):
+        def generate(self, request: Any, *, on_text: Any = None) -> Generation:
+            on_text(piece)
+            raise AssertionError
+
+    log = Memory()
+    with Guard(Odd([]), [], log) as guard, pytest.raises(BackendError, match="on_text takes text"):
+        next(guard.stream("hi"))
+    assert result(log).error == "BackendError"
+
+
+def test_pieces_that_come_after_the_answer_are_nobody_s() -> None:
+    late: list[Any] = []
+
+    class Late(Pieces):
+        def generate(self, request: Any, *, on_text: Any = None) -> Generation:
+            late.append(on_text)
+            return super().generate(request, on_text=on_text)
+
+    with Guard(Late([TEXT], CUTS), []) as guard:
+        stream = guard.stream("hi")
+        text = "".join(stream)
+        late[0]("more")
+        assert (text, stream.reply.text) == (TEXT, TEXT)
+        assert list(stream) == []

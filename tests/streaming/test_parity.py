@@ -122,7 +122,7 @@ def guarded(given_answers: Sequence[str], names: Sequence[str], cut: Any, **how:
     return Guard(Pieces(given_answers, cut, **how), policy, log), log
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     texts=st.lists(answers, min_size=1, max_size=2),
     names=policies,
