@@ -31,7 +31,7 @@ class Served:
     """A gateway in a thread, with clients of its own."""
 
     def __init__(self, application: Any) -> None:
-        self._listener = socket.socket()
+        self._listener = socket.socket(proto=socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

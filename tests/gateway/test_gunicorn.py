@@ -86,21 +86,24 @@ def test_forked_workers_lose_no_record(tmp_path: Path, kind: str) -> None:
     else:
         server = Gunicorn(tmp_path, "program:gateway", "-k", "asgi")
 
+    model = ""
+    if kind == "asgi":
+        model = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
+
     def ask(number: int) -> tuple[str, Any]:
         question = f"number {number}"
         if kind == "wsgi":
             answer = httpx.post(server.url, content=question.encode(), timeout=30).json()
             return answer["call_id"], answer["text"]
-        model = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
         body = {"model": model, "messages": [{"role": "user", "content": question}]}
         response = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=30)
         text = response.json()["choices"][0]["message"]["content"]
         return response.headers["x-isonomy-call-id"], text
 
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(ask, range(64)))
+        answers = list(pool.map(ask, range(40)))
     server.stop()
-    assert [text for _, text in answers] == [f"You said: number {i} ({i})" for i in range(64)]
+    assert [text for _, text in answers] == [f"You said: number {i} ({i})" for i in range(40)]
     from isonomy.replay import ReplayLog
 
     with ReplayLog(tmp_path / "audit") as log:

@@ -20,7 +20,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from isonomy.sdk import ConfigError, IsonomyError
-from isonomy.sdk.gateway.serving import Plan, serve
+from isonomy.sdk.gateway.serving import Plan, _bound, serve
+from isonomy.sdk.gateway.settings import Settings
 
 from .conftest import ISONOMY, Process, received
 
@@ -101,14 +102,10 @@ def asked(url: str, text: str, **more: Any) -> httpx.Response:
 
 
 def verified(folder: Path) -> None:
-    done = subprocess.run(
-        [ISONOMY, "verify", "--log", "audit"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    from isonomy.replay import ReplayLog
+
+    with ReplayLog(folder / "audit") as log:
+        assert log.verify().findings == ()
 
 
 def rows(folder: Path, query: str) -> list[Any]:
@@ -379,6 +376,15 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         plan = Plan(file=str(tmp_path / "isonomy.toml"), given={"port": taken.getsockname()[1]})
         with pytest.raises(ConfigError, match="Address already in use"):
             serve(plan)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_answers_are_not_held_back_by_the_socket(host: str) -> None:
+    with _bound(Settings(host=host, port=0)) as listener:
+        with socket.create_connection(listener.getsockname()[:2]):
+            accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP  # what asyncio asks before it sets NODELAY
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
