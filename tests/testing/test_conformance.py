@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.testing import bad_checks as bad
 
-from isonomy.sdk import Allow, Block, PluginError, Retry, check, hookimpl
+from isonomy.sdk import Allow, Block, Critique, PluginError, Retry, check, hookimpl
 from isonomy.sdk.testing import NotConformant, ScriptedModel, assert_conforms, examine
 from isonomy.sdk.testing.conformance import PROPERTIES, shrunk
 
@@ -226,6 +226,17 @@ def test_every_stage_is_asked() -> None:
         "tool_result needle",
     }  # fmt: skip
     assert {"pre_filter", "revise", "rank 2"} <= asked
+
+
+def test_critiques_have_scores_between_0_and_1() -> None:
+    class Critic:
+        @hookimpl
+        def critique(self, candidate: Any) -> Any:
+            return [Critique("kind", 90.0 if "order" in candidate.text else 0.5)]
+
+    report = examine(Critic(), skip=SLOW)
+    assert failing(report) == ["well_formed"]
+    assert "'kind' with 90" in report.of("well_formed").sentence
 
 
 def test_observers_are_asked_nothing() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from isonomy.sdk import (
     Allow,
+    AskHuman,
     BackendError,
     Block,
     Flag,
@@ -192,6 +193,20 @@ def test_streams_come_in_pieces() -> None:
         plain.chat("hi")
     model.generate(model.requests[0], on_text=pieces.append)
     assert pieces == ["hell", "o th", "ere"]
+
+
+def test_calls_that_go_on_are_remembered() -> None:
+    def ask(text: str) -> Any:
+        return AskHuman("is it?")
+
+    with FakeGuard([on_output(ask)], "yes") as guard:
+        waiting = guard.chat("hi")
+        guard.assert_verdict("ask_human")
+        assert guard.resume(waiting.token, "approve").text == "yes"
+        assert guard.reply.text == "yes"
+        waiting = guard.chat("hi")
+        asyncio.run(guard.aresume(waiting.token, "reject"))
+        assert (len(guard.replies), guard.reply.blocked) == (4, True)
 
 
 def test_a_model_with_scores() -> None:

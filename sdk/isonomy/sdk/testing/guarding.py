@@ -107,6 +107,14 @@ class FakeGuard(Guard):
         self._looks.append(lambda: stream.reply)
         return stream
 
+    def resume(self, *given: Any, **more: Any) -> Reply:
+        """As `Guard.resume`; the reply is remembered."""
+        return self._remembered(super().resume(*given, **more))
+
+    async def aresume(self, *given: Any, **more: Any) -> Reply:
+        """As `Guard.aresume`; the reply is remembered."""
+        return self._remembered(await super().aresume(*given, **more))
+
     def _remembered(self, reply: Reply) -> Reply:
         self._looks.append(lambda: reply)
         return reply

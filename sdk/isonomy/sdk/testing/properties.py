@@ -14,7 +14,7 @@ import msgspec
 from .. import tomlfile
 from ..canonical import canonical
 from ..checks import Check
-from ..events import Failed, Judged
+from ..events import Critiqued, Failed, Judged
 from ..performing import Reply
 from ..provenance import of_state
 from ..vocabulary import Allow, Document, Message, Replace, Stage, Text, Verdict, text_of
@@ -66,6 +66,13 @@ def _malformed(reply: Reply, question: Question) -> str | None:
         if failed.kind == "invalid":
             return f"it returned what is no answer: {failed.message.rstrip('.')}."
     for event in reply.events:
+        if isinstance(event, Critiqued):
+            for critique in event.critiques:
+                if not 0 <= critique.score <= 1:
+                    return (
+                        f"it scored {critique.principle!r} with {critique.score:g}. Scores of "
+                        "critiques go from 0, a breach, to 1, full compliance."
+                    )
         if isinstance(event, Judged) and event.verdict is not None:
             found = _malformed_verdict(event.verdict, question)
             if found is not None:

@@ -9,7 +9,11 @@ of what was released by then: an objection that disappears came too late.
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 from ..events import Effect, Generated
+from ..performing import Reply
 from .asking import Panel, Question, told
 from .conformance import Case, Held, Outcome, shrunk
 
@@ -17,6 +21,8 @@ _LONGEST = 200
 """Longer texts are cut here: every cut of them is asked about."""
 _FILLINGS = ("x", ".", "\u00e9")
 _PIECES = (1, 3, 7, 1000)
+_AWAITED = 3
+"""The size of pieces in which async callers are tried, too."""
 
 
 def streams(case: Case) -> Held:
@@ -93,19 +99,26 @@ def _made(panel: Panel, text: str) -> str | None:
 
 
 def _streamed(panel: Panel, text: str, piece: int) -> str | None:
-    """Return what is wrong with a streamed answer: it ends as `chat` does."""
-    question = Question("post_validate", text)
-    messages, options = panel.given(question)
+    """Return what is wrong with a streamed answer: it ends as `chat` does, awaited too."""
+    messages, options = panel.given(Question("post_validate", text))
     guard = panel.guard("post_validate", piece)
     chatted = guard.chat(messages, **options)
+
+    async def read() -> tuple[str, Reply]:
+        async with guard.astream(messages, **options) as stream:
+            return "".join([piece async for piece in stream]), stream.reply
+
     with guard.stream(messages, **options) as stream:
-        pieces = list(stream)
-        reply = stream.reply
-    if "".join(pieces) != chatted.text:
-        return (
-            f"streamed in pieces of {piece} characters, the answer is {''.join(pieces)!r}, and "
-            f"from chat it is {chatted.text!r}."
-        )
-    if told(reply) != told(chatted):
-        return f"streamed in pieces of {piece} characters, the verdicts are others than in chat."
+        ways = [("stream", "".join(stream), stream.reply)]
+    if piece == _AWAITED:
+        with ThreadPoolExecutor(1) as pool:  # the test's own thread may have a running loop
+            ways.append(("astream", *pool.submit(asyncio.run, read()).result()))
+    for way, streamed, reply in ways:
+        if streamed != chatted.text:
+            return (
+                f"by {way}, in pieces of {piece} characters, the answer is {streamed!r}, and from "
+                f"chat it is {chatted.text!r}."
+            )
+        if told(reply) != told(chatted):
+            return f"by {way}, in pieces of {piece} characters, the verdicts differ from chat's."
     return None
