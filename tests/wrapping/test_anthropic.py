@@ -330,6 +330,9 @@ def test_what_is_not_guarded_is_refused_by_name(
         allowing = guard.wrap(client, allow=("beta", "messages.batches"))
         assert allowing.beta is not None
         assert allowing.messages.batches is not None
+        raw = guard.wrap(client, allow=("messages.with_raw_response",)).messages.with_raw_response
+        assert raw.create(**ASK).parse().content[0].text == "Hello, world."
+        server.requests.clear()
         with pytest.raises(InputError, match=r"^files is not guarded"):
             _ = allowing.files
     assert not [path for path, _, _ in server.requests if path == "/v1/messages"]

@@ -13,6 +13,7 @@ import asyncio
 import sys
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, IsonomyError
@@ -89,8 +90,9 @@ def _closed(kind: Any, known: frozenset[str], allow: frozenset[str], within: str
     }
 
 
-def _passed(name: str) -> property:
-    return property(lambda guarded: getattr(guarded._isonomy.client, name))
+def _passed(path: str) -> property:
+    """Return a member that is the working client's own."""
+    return property(lambda guarded: attrgetter(path)(guarded._isonomy.client))
 
 
 @cache
@@ -112,10 +114,8 @@ def _guarded_client(kind: Any, allow: frozenset[str]) -> Any:
         "copy": copy,
         "with_options": copy,
     }
-    for name in allow:
-        if "." not in name and hasattr(kind, name):
-            members[name] = _passed(name)
-    return type(kind.__name__, (kind,), members)
+    allowed = {name: _passed(name) for name in allow if "." not in name and hasattr(kind, name)}
+    return type(kind.__name__, (kind,), {**members, **allowed})
 
 
 @cache
@@ -126,6 +126,10 @@ def _guarded_resource(kind: Any, allow: frozenset[str]) -> Any:
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
     }
+    for path in allow:
+        name = path.removeprefix("messages.")
+        if name != path and name not in _MESSAGES and hasattr(kind, name):
+            members[name] = _passed(path)
     return type(kind.__name__, (kind,), members)
 
 
@@ -133,6 +137,7 @@ def _guarded_messages(guarding: _Guarding) -> Any:
     kind: Any = type(guarding.client.messages)
     resource = object.__new__(_guarded_resource(kind, guarding.settings.allow))
     resource.__dict__.update(guarding.client.messages.__dict__)
+    resource._isonomy = guarding
     async_client = asyncio.iscoroutinefunction(guarding.client.post)
     resource._post = (_async_post if async_client else _sync_post)(guarding)
     return resource

@@ -16,7 +16,9 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -191,13 +193,18 @@ class Exchange:
 
     def identity(self) -> Identity:
         """Return the model that the request asks."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> Identity:
         model = str(self.body.get("model", ""))
-        url = self.base_url.copy_with(username=None, password=None, query=None)
+        url = urlsplit(str(self.base_url))
+        host = url.netloc.rpartition("@")[2]
         return Identity(
             provider="anthropic",
             model=model,
             spec=f"anthropic:{model}",
-            options={"base_url": str(url)},
+            options={"base_url": f"{url.scheme}://{host}{url.path.rstrip('/')}"},
         )
 
     def resolve(self, sampling: Sampling) -> Sampling:
@@ -430,9 +437,9 @@ def _blocks(content: tuple[Part, ...], blocks: list[Block]) -> Iterator[Block]:
     rewritten = text_of(content) != text_of(old)
     left = list(zip(old, blocks, strict=True))
     for part in content:
-        if isinstance(part, Reasoning) and rewritten:
-            continue
         found = next((pair for pair in left if pair[0] == part), None)
+        if isinstance(part, Reasoning) and (rewritten or found is None):
+            continue  # it is about other words, or its signature is
         if found is not None:
             left.remove(found)
             yield found[1]
