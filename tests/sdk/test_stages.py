@@ -694,6 +694,14 @@ def test_a_callable_may_run_beside_the_model(tmp_path: Path) -> None:
     assert guarded(tmp_path / "b", *on_trial, prompt="evil").verdict == "block"
 
 
+def test_a_check_beside_the_model_is_asked_again_at_other_stages_like_any(tmp_path: Path) -> None:
+    seen = Texts()
+    both = check(lambda t: seen(t), id="both", beside=True)
+    swap = on_output(lambda t: Replace("new") if t != "new" else True, id="swap")
+    guarded(tmp_path, both, swap, backend=said("old"))
+    assert seen.seen[:3] == ["hello", "old", "new"]
+
+
 def test_what_ran_beside_a_model_that_failed_is_recorded(tmp_path: Path) -> None:
     backend = Rendezvous([broken()])
     with Guard(backend, [beside(backend, Allow())], log=tmp_path / "log") as guard:

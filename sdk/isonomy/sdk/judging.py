@@ -176,10 +176,11 @@ class Judging:
         return Judgement(course.content, course.human, course.feedback, course.human)
 
     def _unsettled(self, course: _Course, checks: Iterable[Check]) -> bool:
+        early = course.subject.stage == "pre_filter"
         return any(
             course.settled.get((check.id, place, question.target)) != self.digest(question.seen)
             for check in checks
-            if not check.beside
+            if not (early and check.beside)
             for place, question in enumerate(course.subject.questions(check, course.content))
         )
 
