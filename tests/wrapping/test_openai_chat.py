@@ -741,3 +741,21 @@ def test_the_sdk_loads_the_package_only_where_it_is_used():
         "sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_was_judged_is_what_is_sent(provider, client, acall):
+    good = {"role": "user", "content": [{"type": "text", "text": "good"}]}
+    messages = [json.loads(json.dumps(good))]
+
+    def slow(text: str) -> bool:
+        messages[0]["content"][0]["text"] = "evil"
+        messages.append({"role": "user", "content": "evil"})
+        return True
+
+    # The client copies what it knows, but what is in extra_body it sends as it is then.
+    given = {"model": "m", "messages": HELLO, "extra_body": {"messages": messages}}
+    with Guard(policy=[on_input(slow)]) as guard:
+        guard.wrap(client).chat.completions.create(**given)
+        messages[:] = [json.loads(json.dumps(good))]
+        acall(guard, lambda c: c.chat.completions.create(**given))
+    assert [body["messages"] for body in provider.requests] == [[good], [good]]

@@ -163,7 +163,10 @@ class _Guarding:
             if self.allows(name):
                 return None
             raise _refusal(name)
-        body = _body_of(options)
+        original = options.model_copy()
+        # What is judged is what is sent, whatever its caller does with his lists meanwhile.
+        original.json_data, original.extra_json = _body_of(options), None
+        body: dict[str, Any] = original.json_data
         asked = wire.asked(body, self.settings.carry)
         if stream != asked.stream:
             raise InputError(
@@ -175,12 +178,11 @@ class _Guarding:
                 "an answer made in the background is fetched later, and nobody would judge it "
                 "then. Leave background out, or allow responses.retrieve."
             )
-        original = options.model_copy()
 
         def sending(changed: dict[str, Any] | None) -> Any:
             again = original.model_copy()
             if changed is not None:
-                again.json_data, again.extra_json = changed, None
+                again.json_data = changed
                 if exchange.received:  # another request than the one that the caller's key is for
                     again.idempotency_key = None
                     again.headers = _without_idempotency(again.headers)
@@ -221,7 +223,7 @@ class _Guarding:
 
 
 def _body_of(options: Any) -> dict[str, Any]:
-    """Return the JSON body that a request is about to be sent with.
+    """Return a copy of the JSON body that a request is about to be sent with.
 
     Raises:
         InputError: it has none.
@@ -229,7 +231,13 @@ def _body_of(options: Any) -> dict[str, Any]:
     body = options.json_data
     if not isinstance(body, dict) or getattr(options, "content", None) is not None or options.files:
         raise InputError("a guarded request needs a JSON object as its body.")
-    return {**body, **(options.extra_json or {})}
+    return _copied({**body, **(options.extra_json or {})})  # type: ignore[no-any-return]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _copied(held) for name, held in value.items()}
+    return [_copied(held) for held in value] if isinstance(value, list | tuple) else value
 
 
 def _without_idempotency(headers: Any) -> Any:
@@ -261,8 +269,9 @@ class _Wrapped:
 
     @property
     def beta(self) -> Any:
-        known = {"chat": cast(Any, self).chat, "responses": None}
-        return _Refused(self._isonomy, self, "beta", {"chat": known["chat"]})
+        if self._isonomy.allows("beta"):
+            return self._isonomy.unguarded(self).beta
+        return _Refused(self._isonomy, self, "beta", {"chat": cast(Any, self).chat})
 
     def copy(self, **changes: Any) -> Any:
         """Return a client with other settings, guarded as this one."""
@@ -317,8 +326,8 @@ class _SyncWrapped(_Wrapped):
     ) -> Any:
         unguarded = super().request  # type: ignore[misc]
 
-        def send(changed: Any, streamed: bool) -> Any:
-            received = unguarded(_HttpResponse, changed, stream=streamed)
+        def send(options: Any, streamed: bool) -> Any:
+            received = unguarded(_HttpResponse, options, stream=streamed)
             http = getattr(received, "http_response", received)
             if not streamed:
                 http.read()
@@ -388,8 +397,8 @@ class _AsyncWrapped(_Wrapped):
     ) -> Any:
         unguarded = super().request  # type: ignore[misc]
 
-        async def send(changed: Any, streamed: bool) -> Any:
-            received = await unguarded(_HttpResponse, changed, stream=streamed)
+        async def send(options: Any, streamed: bool) -> Any:
+            received = await unguarded(_HttpResponse, options, stream=streamed)
             http = getattr(received, "http_response", received)
             if not streamed:
                 await http.aread()
