@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import anthropic
@@ -585,3 +586,37 @@ def test_64_streams_at_once_never_mix(server: Server) -> None:
 
         made = asynchronously(server, use)
     assert made == [f"[HIDDEN] {index} " * 20 for index in range(64)]
+
+
+@pytest.mark.parametrize("way", ["create", "stream"])
+@pytest.mark.parametrize("case", ["text", "blocks", "tool result", "thinking", "server tools"])
+def test_calls_of_a_wrapped_client_are_replayed(
+    server: Server, client: anthropic.Anthropic, case: str, way: str, tmp_path: Path
+) -> None:
+    server.answer = lambda body: CASES[case][1]
+    hide = on_input(lambda text: Replace(text.replace("rain", "[weather]")))
+    shout = on_output(lambda text: Replace(text.upper()), lookback=0)
+    request = {**request_of(case), "stream": way == "stream"}
+    with Guard(policy=[hide, shout], log=tmp_path) as guard:
+        made = guard.wrap(client).messages.create(**request)
+        if way == "stream":
+            list(made)
+        reply = reply_of(made)
+        assert reply is not None
+        asked = len(server.requests)
+        replayed = guard.replay(reply.call_id)
+        assert (replayed.status, replayed.reason) == ("verified", None)
+        assert replayed.stand_ins == 1
+        assert len(server.requests) == asked
+
+
+def test_ten_megabytes_pass(server: Server, client: anthropic.Anthropic) -> None:
+    text = "a long story " * 800_000
+    blocks = [{"type": "text", "text": text[: len(text) // 2]}, {"type": "text", "text": "secret"}]
+    server.answer = lambda body: message(text)
+    hide = on_input(lambda given: Replace(given.replace("secret", "[gone]")))
+    with Guard(policy=[hide, on_output(allow)]) as guard:
+        request = {**ASK, "messages": [{"role": "user", "content": blocks}]}
+        got = guard.wrap(client).messages.create(**request)
+    assert got.content[0].text == text
+    assert server.bodies[0]["messages"][0]["content"][1]["text"] == "[gone]"
