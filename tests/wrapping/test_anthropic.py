@@ -881,3 +881,25 @@ def test_options_of_every_call_are_recorded(server: Server, client: anthropic.An
     assert intent.actor == "u"  # the provider's own word for it
     with Guard(policy=[lambda text: True]) as guard, pytest.raises(InputError, match="on_blok"):
         guard.wrap(client, on_blok="raise")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", ["AnthropicFoundry", "AnthropicVertex", "AnthropicAWS"])
+def test_the_packages_other_clients_are_guarded_too(server: Server, kind: str) -> None:
+    settings: dict[str, dict[str, Any]] = {
+        "AnthropicFoundry": {"api_key": "k"},
+        "AnthropicVertex": {"project_id": "p", "region": "r", "access_token": "t"},
+        "AnthropicAWS": {"api_key": "k", "workspace_id": "w", "aws_region": "us-east-1"},
+    }
+    made = getattr(anthropic, kind)(base_url=server.url, **settings[kind])
+    with made as client, Guard(policy=[on_input(lambda text: Replace("new"))]) as guard:
+        wrapped = guard.wrap(client)
+        assert isinstance(wrapped, getattr(anthropic, kind))
+        wrapped.messages.create(**ASK)
+        wrapped.with_options(timeout=3.0).messages.create(**ASK)
+        assert [body["messages"] for body in server.bodies] == [said("new")] * 2
+        with pytest.raises(InputError, match="beta is not guarded"):
+            _ = wrapped.beta
+        with pytest.raises(InputError, match=r"messages.batches is not guarded"):
+            _ = wrapped.messages.batches
+        client.messages.create(**ASK)
+        assert server.bodies[-1]["messages"] == said("Hi")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -57,14 +57,17 @@ def wrap(guard: Guard, client: Any, settings: Settings) -> Any:
         InputError: it is no client of the messages API.
     """
     kind: Any = type(client)
-    if not hasattr(kind, "messages") or not hasattr(kind, "copy"):
+    if not hasattr(client, "messages") or not hasattr(kind, "copy"):
         raise InputError(f"{kind.__qualname__} has no messages to guard. Wrap a client.")
     # A client of the same state, whose own methods nobody refuses: it makes the requests.
     working = object.__new__(kind)
     working.__dict__.update(client.__dict__)
-    for name in ("messages", "models"):
-        working.__dict__.pop(name, None)  # they hold on to the client that they were made for
-    guarded = object.__new__(_guarded_client(kind, settings.allow))
+    held = frozenset(name for name, value in vars(client).items() if hasattr(value, "_post"))
+    for name in held:  # they hold on to the client that they were made for
+        resource = working.__dict__.pop(name)
+        if not hasattr(kind, name):
+            working.__dict__[name] = type(resource)(working)
+    guarded = object.__new__(_guarded_client(kind, held, settings.allow))
     guarded.__dict__ = working.__dict__
     guarded._isonomy = _Guarding(guard, working, settings)
     return guarded
@@ -80,13 +83,14 @@ def _refused(name: str) -> property:
     return property(refuse)
 
 
-def _closed(kind: Any, known: frozenset[str], allow: frozenset[str], within: str = "") -> Any:
+def _closed(
+    names: Iterable[str], known: frozenset[str], allow: frozenset[str], within: str = ""
+) -> dict[str, Any]:
     """Return members for a subclass that refuse every public one that is not known or allowed."""
-    public = [name for name in dir(kind) if not name.startswith("_")]
     return {
         name: _refused(within + name)
-        for name in public
-        if name not in known and within + name not in allow
+        for name in names
+        if not name.startswith("_") and name not in known and within + name not in allow
     }
 
 
@@ -96,7 +100,9 @@ def _passed(path: str) -> property:
 
 
 @cache
-def _guarded_client(kind: Any, allow: frozenset[str]) -> Any:
+def _guarded_client(kind: Any, held: frozenset[str], allow: frozenset[str]) -> Any:
+    """Return the class of guarded clients like those of `kind`, which hold resources by name."""
+
     def copy(self: Any, **changes: Any) -> Any:
         guarding = self._isonomy
         return wrap(guarding.guard, guarding.client.copy(**changes), guarding.settings)
@@ -105,23 +111,24 @@ def _guarded_client(kind: Any, allow: frozenset[str]) -> Any:
         return _guarded_messages(self._isonomy)
 
     members = {
-        **_closed(kind, _CLIENT, allow),
+        **_closed([*dir(kind), *held], _CLIENT, allow),
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
         "messages": property(messages),
-        "models": _passed("models"),
+        **({"models": _passed("models")} if hasattr(kind, "models") else {}),
         "copy": copy,
         "with_options": copy,
     }
-    allowed = {name: _passed(name) for name in allow if "." not in name and hasattr(kind, name)}
+    public = {*dir(kind), *held}
+    allowed = {name: _passed(name) for name in allow if name in public}
     return type(kind.__name__, (kind,), {**members, **allowed})
 
 
 @cache
 def _guarded_resource(kind: Any, allow: frozenset[str]) -> Any:
     members = {
-        **_closed(kind, _MESSAGES, allow, "messages."),
+        **_closed(dir(kind), _MESSAGES, allow, "messages."),
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
