@@ -30,12 +30,12 @@ ISONOMY = str(Path(sys.executable).parent / "isonomy")
 class Served:
     """A gateway in a thread, with clients of its own."""
 
-    def __init__(self, application: Any) -> None:
+    def __init__(self, application: Any, **options: Any) -> None:
         self._listener = socket.socket(proto=socket.IPPROTO_TCP)
         self._listener.bind(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        config = uvicorn.Config(application, log_config=None, access_log=False, ws="none")
+        config = uvicorn.Config(application, log_config=None, access_log=False, **options)
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run, args=([self._listener],))
         self._thread.start()

@@ -262,6 +262,11 @@ SECRET = "http://internal.example/key=hunter2"
             504,
             "backend_timeout",
         ),
+        (
+            RemoteError(SECRET, backend="x", attempts=(Attempt(number=1, outcome="open"),)),
+            503,
+            "backend_unavailable",
+        ),
         (Overloaded(SECRET, backend="x"), 429, "overloaded"),
         (
             ContextLength("9 tokens do not fit into 8.", backend="x", tokens=9, limit=8),
@@ -276,7 +281,7 @@ def test_what_goes_wrong_behind(serve: Serve, error: Exception, status: int, cod
     answer = served.ask()
     assert (answer.status_code, decoded(answer)["error"]["code"]) == (status, code)
     assert "hunter2" not in answer.text
-    assert (answer.headers.get("retry-after") == "1") is (status == 429)
+    assert (answer.headers.get("retry-after") == "1") is (status in (429, 503))
     name = "BackendError" if isinstance(error, RuntimeError) else type(error).__name__
     metrics = served.http.get("/metrics").text
     assert f'isonomy_call_errors_total{{error="{name}"}} 1.0' in metrics

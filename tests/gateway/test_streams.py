@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import openai
 import pytest
 
 from isonomy.sdk import BackendError, Guard, Message, Replace, ToolCall, check, on_output
+from isonomy.sdk.gateway import app
 from isonomy.sdk.gateway.events import Events
+from isonomy.sdk.gateway.protocol import Protocol
 
 from .conftest import Serve, Served
 from .speaking import Speaker
@@ -240,33 +243,50 @@ def test_a_stream_that_is_silent_for_long_shows_that_it_lives(serve: Serve) -> N
     assert "".join(texts) == "Hello, at last."
 
 
-def test_a_client_that_reads_nothing_does_not_hold_the_server(serve: Serve) -> None:
-    served = serve(Guard(Speaker(say("x" * 30_000_000), pieces=1 << 20)), call_seconds=2.0)
-    body = json.dumps(
-        {
-            "model": "speaker",
-            "messages": [{"role": "user", "content": "hello"}],
-            "stream": True,
-        }
-    ).encode()
-    with socket.create_connection(("127.0.0.1", served.port)) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-            + f"content-length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
-        time.sleep(1.0)
+def deaf(served: Served) -> socket.socket:
+    """A client that asks for a stream and reads nothing of it."""
+    body = {"model": "speaker", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    sent = json.dumps(body).encode()
+    connection = socket.create_connection(("127.0.0.1", served.port))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        + f"content-length: {len(sent)}\r\n\r\n".encode()
+        + sent
+    )
+    return connection
+
+
+def until_idle(served: Served, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while "in_flight 1.0" not in served.http.get("/metrics").text:  # the request for them
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+HUGE = "x" * 30_000_000
+"""More than the sockets of both sides hold."""
+
+
+def test_a_client_that_reads_nothing_is_left_when_its_time_is_up(serve: Serve) -> None:
+    served = serve(Guard(Speaker(say(HUGE), pieces=1 << 20)), call_seconds=1.5)
+    with deaf(served):
+        time.sleep(0.7)
         assert "in_flight 2.0" in served.http.get("/metrics").text
-        deadline = time.monotonic() + 10
-        while "in_flight 0.0" not in _without_own(served) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert "in_flight 0.0" in _without_own(served)
+        until_idle(served, 10)
 
 
-def _without_own(served: Served) -> str:
-    """The metrics, less the request for them."""
-    return str(served.http.get("/metrics").text).replace("in_flight 1.0", "in_flight 0.0")
+def test_a_client_that_reads_nothing_loses_its_connection() -> None:
+    protocol: Any = partial(Protocol, header_seconds=5.0, write_seconds=0.5)
+    speaker = Speaker(say(HUGE), pieces=1 << 20)
+    with Guard(speaker) as guard:
+        served = Served(app(guard), http=protocol)
+        try:
+            with deaf(served):
+                until_idle(served, 10)
+                assert len(served.server.server_state.connections) == 1  # that of the metrics
+        finally:
+            served.close()
 
 
 def test_the_first_chunk_is_measured(serve: Serve) -> None:

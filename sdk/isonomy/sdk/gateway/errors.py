@@ -161,7 +161,16 @@ def _of_remote(error: RemoteError) -> Refused:
             f"the model's provider refused this request with status {error.status}.",
             code="refused_by_provider",
         )
-    if error.attempts and error.attempts[-1].outcome == "timeout":
+    outcome = error.attempts[-1].outcome if error.attempts else ""
+    if outcome == "open":
+        return Refused(
+            503,
+            "the model's provider failed again and again, and is left alone for a moment.",
+            kind="server_error",
+            code="backend_unavailable",
+            headers={"retry-after": "1"},
+        )
+    if outcome == "timeout":
         return Refused(
             504,
             "the model's provider did not answer in time.",

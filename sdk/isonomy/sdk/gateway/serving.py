@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ from .settings import Settings, keys_of, require_keys, settings_of
 
 GRACE_SECONDS = 10
 """After `drain_seconds`, for cancelled calls to write their records."""
+_THREADS = 128
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,6 +143,8 @@ class _Server(uvicorn.Server):
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         self._loop = asyncio.get_running_loop()
+        # Models that block a thread must not keep records of other calls from being written.
+        self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "isonomy-serve"))
         self._loop.call_soon(self._tell)
         yield
         await self._gateway.running.drain(0)
