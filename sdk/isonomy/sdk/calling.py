@@ -28,7 +28,7 @@ from .requests import (
     merged,
     new_call_id,
 )
-from .vocabulary import Document, Message
+from .vocabulary import Call, Document, Message
 from .world import Live, World
 
 _NOT_GIVEN = (None, "")
@@ -133,6 +133,18 @@ def performance(
     """
     parsed = as_messages(messages)
     call_id = new_call_id()
+    drawn = backend.resolve(_wanted(options, sampling))
+    if drawn.seed is None:
+        drawn = msgspec.structs.replace(drawn, seed=int.from_bytes(os.urandom(8), "big") >> 1)
+    world = live(backend, secrets, backends)
+    if not options and "opentelemetry.trace" not in sys.modules:  # a plain question
+        return Performance(
+            call=Call(id=call_id, session=call_id, subject=call_id),
+            messages=parsed,
+            request=Request(messages=parsed),
+            sampling=drawn,
+            world=world,
+        )
     session, subject = options.get("session"), options.get("subject")
     tags = options.get("tags")
     trace_id, parent_id = _trace_of(options)
@@ -145,10 +157,6 @@ def performance(
         parent_id=parent_id,
         **({} if tags is None else {"tags": tags}),
     )
-    wanted = options.get("sampling")
-    drawn = backend.resolve(merged(None if wanted is None else checked(wanted), sampling))
-    if drawn.seed is None:
-        drawn = msgspec.structs.replace(drawn, seed=int.from_bytes(os.urandom(8), "big") >> 1)
     return Performance(
         call=call,
         messages=parsed,
@@ -160,8 +168,14 @@ def performance(
             extra=as_extra(options.get("extra")),
         ),
         sampling=drawn,
-        world=live(backend, secrets, backends),
+        world=world,
     )
+
+
+def _wanted(options: CallOptions, sampling: Sampling) -> Sampling:
+    """Return the sampling that a call asks for; what it leaves open is the guard's own."""
+    wanted = options.get("sampling")
+    return sampling if wanted is None else merged(checked(wanted), sampling)
 
 
 def _trace_of(options: CallOptions) -> tuple[str | None, str | None]:

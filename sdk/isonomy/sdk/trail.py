@@ -102,6 +102,7 @@ class Trail:
         self._observe = observe
         self._before_effect = before_effect
         self._numbers: dict[bytes, int] = {}
+        self._known: dict[int, tuple[Message, int]] = {}
         self.lock = threading.RLock()
 
     def add(self, event: Event) -> None:
@@ -140,14 +141,19 @@ class Trail:
     def number(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         """Return the messages' numbers in the call's message table, entering new ones."""
         with self.lock:
-            numbers = []
-            for message in messages:
-                body = canonical(message)
-                if body not in self._numbers:
-                    self._numbers[body] = len(self.messages)
-                    self.messages.append(body)
-                numbers.append(self._numbers[body])
-            return tuple(numbers)
+            return tuple([self._number(message) for message in messages])
+
+    def _number(self, message: Message) -> int:
+        known = self._known.get(id(message))  # kept, so that no other gets its id
+        if known is not None:
+            return known[1]
+        body = canonical(message)
+        number = self._numbers.get(body)
+        if number is None:
+            number = self._numbers[body] = len(self.messages)
+            self.messages.append(body)
+        self._known[id(message)] = message, number
+        return number
 
     def retell(self, events: tuple[Event, ...]) -> None:
         """Add what a replay hands back, with the messages that belong to it."""
