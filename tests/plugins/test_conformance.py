@@ -8,6 +8,7 @@ import pytest
 from tests.plugins.judges import reply
 
 from isonomy.plugins import Constitution, Length, Patterns, Pii
+from isonomy.sdk import check
 from isonomy.sdk.testing import assert_conforms
 
 KEYS = ["my key is sk-abcd1234, keep it", "sk-", "sk-abcdefgh sk-ijklmnop", "SK-ABCDEFGH"]
@@ -49,3 +50,9 @@ def test_a_built_in_check_conforms(plugin: Any, texts: list[str]) -> None:
 
 def test_a_constitution_conforms() -> None:
     assert_conforms(Constitution("asimov"), judge=reply(90), skip=["linear"])
+
+
+def test_built_in_checks_let_streams_flow() -> None:
+    """Where they declare a lookback, the kit has tried it at every cut."""
+    declared = [check(plugin).lookback for plugin, _ in CHECKS]
+    assert sum(lookback != "all" for lookback in declared) >= 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from isonomy.sdk import (
     hookimpl,
     on_input,
     on_output,
+    testing,
 )
 from isonomy.sdk.events import Effect, Failed, Judged
 from isonomy.sdk.generation import Scorer
@@ -232,6 +234,11 @@ def test_the_fixtures(fake_guard: Any, scripted_model: Any, isonomy_log: Path) -
     assert guard.events(Judged, stage="post_validate")[0].verdict == Block("no")
     assert guard.events(Effect) == []
     assert isonomy_log.is_dir()
+
+
+def test_the_example_of_the_package_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", testing.__doc__ or "", re.S)
+    exec(block, {"__name__": "example"})
 
 
 def test_pytest_s_start_imports_little() -> None:
