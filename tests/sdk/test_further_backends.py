@@ -20,6 +20,7 @@ from isonomy.sdk import (
     ConfigError,
     Flag,
     Guard,
+    Policy,
     Sampling,
     check,
     hookimpl,
@@ -248,3 +249,30 @@ def test_a_log_alone_hands_back_what_a_model_outside_of_it_said(tmp_path: Path) 
         reply = guard.chat("hello")
         stored = ReplayLog(tmp_path / "log").call(reply.call_id)
         assert replay_call(stored, guard=guard).status == "verified"
+
+
+def test_the_built_in_model_computes_candidates_and_judgements_again(tmp_path: Path) -> None:
+    class Graded:
+        read_only = True
+
+        @hookimpl
+        def post_validate(self, ctx: Any) -> Flag:
+            scores = ctx.logprobs("Is it good?", (" yes", " no"), backend="judge")
+            words = ctx.generate("Why?", sampling=Sampling(max_tokens=4), backend="judge").text
+            return Flag(f"{words}: {scores}")
+
+    policy = Policy(
+        [check(Graded(), id="one"), check(Graded(), id="two"), check(lambda t: True, beside=True)],
+        candidates=2,
+    )
+    sampling = Sampling(temperature=1.0, max_tokens=8)
+    with Guard(
+        "local:demo", policy, tmp_path / "log", backends={"judge": "local:demo"}, sampling=sampling
+    ) as guard:
+        reply = guard.chat("Hello")
+        assert len(of_type(reply, Scored)) == 2
+        assert all(e.logprobs is not None for e in of_type(reply, Scored))
+        for regenerate in (False, True):
+            replayed = guard.replay(reply.call_id, regenerate=regenerate)
+            assert replayed.status == "verified", replayed.sentence()
+            assert (replayed.reexecuted, replayed.stand_ins) == (4, 0)
