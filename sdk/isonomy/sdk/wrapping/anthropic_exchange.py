@@ -402,7 +402,7 @@ class Exchange:
                 if last.message
                 else dict(last.folded)
             )
-        blocks = list(body.get("content") or ())
+        blocks: list[Block] = list(body.get("content") or ())
         body["content"] = list(_blocks(reply.output.content, blocks))
         if reply.blocked:
             body["stop_reason"], body["stop_sequence"] = "refusal", None

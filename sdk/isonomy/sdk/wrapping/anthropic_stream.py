@@ -247,7 +247,10 @@ def _response(exchange: Exchange, call_id: str) -> Any:
 class GuardedStream(anthropic.Stream[Any]):
     """A stream of events that passed the guard."""
 
-    _observer = None  # the package's own tracing has seen the provider's events already
+    @property
+    def _observer(self) -> None:
+        """The package's own tracing has seen the provider's events already."""
+        return None
 
     def __init__(
         self, events: Iterator[Any], pieces: Any, exchange: Exchange, response: Any
@@ -266,7 +269,10 @@ class GuardedStream(anthropic.Stream[Any]):
 class AsyncGuardedStream(anthropic.AsyncStream[Any]):
     """A stream of events that passed the guard."""
 
-    _observer = None
+    @property
+    def _observer(self) -> None:
+        """As of `GuardedStream`."""
+        return None
 
     def __init__(self, events: AsyncIterator[Any], pieces: Any, response: Any) -> None:
         self.__dict__["_iterator"] = events
