@@ -15,7 +15,15 @@ from typing import Any
 
 import msgspec
 
-from ..errors import BackendError, ContextLength, InputError, LogError, Overloaded, RemoteError
+from ..errors import (
+    BackendError,
+    Cancelled,
+    ContextLength,
+    InputError,
+    LogError,
+    Overloaded,
+    RemoteError,
+)
 
 _REFUSED_BY_PROVIDER = frozenset({400, 404, 413, 422})
 _PATH = re.compile(
@@ -136,6 +144,10 @@ def refused(error: BaseException) -> Refused:
             return overloaded(
                 "the backend has too much to do. Try again later.",
                 getattr(error, "retry_after", None) or 1.0,
+            )
+        case Cancelled():
+            return Refused(
+                503, "this call was cancelled here.", kind="server_error", code="cancelled"
             )
         case LogError():
             return Refused(

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Literal, TypeVar
 
+from ..errors import Cancelled
 from .errors import Disconnected, draining, overloaded, took_too_long
 from .exchange import Receive
 
@@ -77,6 +78,9 @@ class Running:
             return await task
         except asyncio.CancelledError:
             await _end(task)
+            here = asyncio.current_task()
+            if here is not None and not here.cancelling():
+                raise Cancelled("this call was cancelled from inside.") from None
             raise
         finally:
             self._stops.discard(stop)
