@@ -106,6 +106,8 @@ MATRIX: dict[str, dict[str, Any]] = {
     },
     "n and logprobs": {"messages": HELLO, "n": 3, "logprobs": True, "top_logprobs": 0},
     "JSON": {"messages": HELLO, "response_format": {"type": "json_object"}},
+    "left out": {"messages": HELLO, "temperature": 0.5, "extra_body": {"temperature": openai.omit}},
+    "not given": {"messages": HELLO, "temperature": openai.omit, "seed": openai.NOT_GIVEN},
 }
 
 

@@ -231,7 +231,8 @@ def _body_of(options: Any) -> dict[str, Any]:
     body = options.json_data
     if not isinstance(body, dict) or getattr(options, "content", None) is not None or options.files:
         raise InputError("a guarded request needs a JSON object as its body.")
-    return _copied({**body, **(options.extra_json or {})})  # type: ignore[no-any-return]
+    merged = _base_client._merge_mappings(body, options.extra_json or {})  # as the client does
+    return _copied(merged)  # type: ignore[no-any-return]
 
 
 def _copied(value: Any) -> Any:
