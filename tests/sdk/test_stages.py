@@ -806,3 +806,20 @@ def test_who_is_cancelled_leaves_no_task_and_a_whole_record(terms: dict[str, Any
     recorded = [*events_in(log.only(Intent)), *events_in(result)]
     assert [e.name for e in recorded if isinstance(e, Effect)] == ["look"]
     assert [e.sequence for e in recorded] == list(range(len(recorded)))
+
+
+def test_an_inline_wrapper_s_coroutine_still_has_its_context(tmp_path: Path) -> None:
+    class Wrapped:
+        inline = True
+
+        @hookimpl
+        def post_validate(self, ctx: Any) -> Any:
+            async def later() -> Flag:
+                return Flag(str(await ctx.aeffect("look", looked)))
+
+            async def looked() -> int:
+                return 7
+
+            return later()
+
+    assert guarded(tmp_path, Wrapped()).reason == "7"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -26,11 +26,10 @@ from .contents import (
     as_ranking,
     malformed_calls,
 )
-from .decisions import Stood
 from .errors import Cancelled, IsonomyError, LogError
 from .events import Critiqued, Failed, Ranked, Revised
 from .generation import Request, Sampling
-from .judging import Beside, Judgement, Judging
+from .judging import Judgement, Judging
 from .records import Resumption
 from .vocabulary import (
     Candidate,
@@ -43,6 +42,10 @@ from .vocabulary import (
     ToolCall,
     ToolResult,
 )
+
+if TYPE_CHECKING:
+    from .beside import Beside
+    from .decisions import Stood
 
 Released = Callable[[], Awaitable[str]]
 """Gives what of the model's last answer left before the whole was judged, or would have left of a
@@ -63,6 +66,8 @@ class Waits(msgspec.Struct, frozen=True):
 
     def stood(self) -> Stood:
         """Return what the call had come to."""
+        from .decisions import Stood  # few calls wait
+
         if self.stage == "retrieved":
             return Stood(self.messages, self.content)
         if self.stage in ("tool_result", "pre_filter"):
@@ -169,6 +174,8 @@ class Answering:
         on_text: Callable[[str], None] | None,
     ) -> list[Candidate] | None:
         """Have the model answer while checks look at what it was asked; `None` if they block."""
+        from .beside import Beside
+
         judging = self._judging
         waived = self._resumption is not None and self._resumption.stage == "pre_filter"
         self._beside = beside = Beside(judging, admitted, waived=waived)

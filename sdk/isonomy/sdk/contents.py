@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from .canonical import canonical, require_declared, require_finite
-from .checks import Check
+from .checks import Check, verdict_of_callable, verdict_of_hook
 from .errors import InputError
 from .vocabulary import (
     Candidate,
@@ -29,11 +29,16 @@ from .vocabulary import (
     Ranking,
     Reasoning,
     Replace,
+    Retry,
     Stage,
     Text,
     ToolCall,
     ToolResult,
+    Verdict,
 )
+
+Read = Callable[[Any], Any]
+"""Turns what a check returned into values of our own, or raises."""
 
 
 class Question(msgspec.Struct, gc=False):
@@ -357,3 +362,38 @@ def as_ranking(value: Any, candidates: tuple[Candidate, ...]) -> Ranking:
         except InputError as error:
             raise TypeError(str(error)) from None
     return ranking
+
+
+def reading(check: Check, stage: Stage) -> Read:
+    """Return what turns a check's answer at a stage into a verdict; it raises `TypeError`."""
+    return _CALLABLES[stage] if check.is_callable else _HOOKS[stage]
+
+
+_RETRIED: tuple[Stage, ...] = ("tool_call", "post_validate")
+
+
+def _reading(read: Callable[[Any], Verdict | None], stage: Stage) -> Read:
+    """Return how to read a verdict at a stage."""
+    if stage in _RETRIED:
+        return read
+
+    def fitting(value: Any) -> Verdict | None:
+        verdict = read(value)
+        if isinstance(verdict, Retry):
+            raise TypeError(
+                "Retry makes sense at tool_call and post_validate only: there is no answer yet"
+            )
+        return verdict
+
+    return fitting
+
+
+_JUDGED: tuple[Stage, ...] = (
+    "retrieved",
+    "tool_result",
+    "pre_filter",
+    "tool_call",
+    "post_validate",
+)
+_HOOKS = {stage: _reading(verdict_of_hook, stage) for stage in _JUDGED}
+_CALLABLES = {stage: _reading(verdict_of_callable, stage) for stage in _JUDGED}

@@ -20,18 +20,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .asking import Answer, UnderWay, Waiting, ask, heard
+from .asking import Answer, Waiting, ask, heard
 from .canonical import digest_of, own
-from .checks import Check, verdict_of_callable, verdict_of_hook
-from .contents import MESSAGES, Question, Subject
+from .checks import Check
+from .contents import Question, Read, Subject, reading
 from .context import Context
-from .events import Event, Failed, Judged, Unjudged
+from .events import Failed, Judged, Unjudged
 from .policy import Policy
-from .trail import Branch, Trail
+from .trail import Trail
 from .vocabulary import (
     SEVERITY,
     Allow,
@@ -50,9 +50,8 @@ from .vocabulary import (
 )
 from .workers import Workers
 
-_APART = 1 << 10
-"""How far apart the nested generations of checks are numbered that are asked at the same time."""
-Read = Callable[[Any], Any]
+if TYPE_CHECKING:
+    from .together import Put  # loaded on use: most checks are asked alone
 
 
 class Standing(msgspec.Struct):
@@ -80,7 +79,7 @@ class Judgement(msgspec.Struct):
     human: bool = False
 
 
-class _Course(msgspec.Struct):
+class Course(msgspec.Struct):
     """How far a stage has come. `waived`: a person has decided what its checks ask about."""
 
     subject: Subject
@@ -92,19 +91,6 @@ class _Course(msgspec.Struct):
     blocked: bool = False
     human: bool = False
     feedback: str | None = None
-
-
-class _Put(msgspec.Struct):
-    """A question that is put to a check beside others."""
-
-    check: Check
-    place: int
-    question: Question
-    before: str
-    branch: Branch
-    first: int
-    under_way: UnderWay | None = None
-    foretold: tuple[Event, ...] | None = None
 
 
 class Judging:
@@ -123,8 +109,8 @@ class Judging:
         """What the model was asked in this round."""
         self.critiques: dict[tuple[int, str], tuple[Critique, ...]] = {}
         """What was said of each candidate as it stood: by its index and its content's digest."""
-        self._workers = workers
-        self._recorded = trail.world.recorded
+        self.workers = workers
+        self.recorded = trail.world.recorded
         self._digests: dict[int, tuple[Any, str]] = {}
 
     @property
@@ -150,13 +136,13 @@ class Judging:
         groups = self.policy.groups(subject.stage)
         if not groups:
             return Judgement(content)
-        course = _Course(subject, content, waived)
+        course = Course(subject, content, waived)
         for _ in range(self.policy.max_rounds + 1):
             course.changed = False
             for group in groups:
                 if len(group) == 1:
                     check = group[0]
-                    if self._recorded or not check.at_once[subject.stage]:
+                    if self.recorded or not check.at_once[subject.stage]:
                         await self._alone(course, check)
                     else:
                         await self._quickly(course, check)
@@ -172,10 +158,10 @@ class Judging:
                 reason = f"the checks at {subject.stage} kept replacing each other's content"
                 self.standing.note("block", None, reason)
                 return Judgement(course.content, blocked=True)
-        self._flag_unjudged(course)
+        self.flag_unjudged(course)
         return Judgement(course.content, course.human, course.feedback, course.human)
 
-    def _unsettled(self, course: _Course, checks: Iterable[Check]) -> bool:
+    def _unsettled(self, course: Course, checks: Iterable[Check]) -> bool:
         early = course.subject.stage == "pre_filter"
         return any(
             course.settled.get((check.id, place, question.target)) != self.digest(question.seen)
@@ -184,14 +170,15 @@ class Judging:
             for place, question in enumerate(course.subject.questions(check, course.content))
         )
 
-    def _flag_unjudged(self, course: _Course) -> None:
+    def flag_unjudged(self, course: Course) -> None:
+        """Record what nobody judged."""
         stage = course.subject.stage
         for target, done in course.judged.items():
             if not done:
                 self.trail.add(Unjudged(stage=stage, round=self.rounds, target=target))
                 self.standing.note("flag", None, f"no check judged it at {stage}")
 
-    async def _alone(self, course: _Course, check: Check) -> None:
+    async def _alone(self, course: Course, check: Check) -> None:
         """Ask one check its questions, each about what it has made of those before."""
         stage = course.subject.stage
         for place, question in enumerate(course.subject.questions(check, course.content)):
@@ -199,33 +186,35 @@ class Judging:
             if course.settled.get((check.id, place, question.target)) == before:
                 continue
             start = len(self.trail.events)
-            read = _READ_CALLABLE[stage] if check.is_callable else _READ_HOOK[stage]
+            read = reading(check, stage)
             answer = await self._answer(check, stage, question, read)
-            self._take(course, check, place, question, before, answer)
+            self.take(course, check, place, question, before, answer)
             if check.shadow:
                 self.trail.shadowed += len(self.trail.events) - start
             if course.blocked:
                 return
 
-    async def _quickly(self, course: _Course, check: Check) -> None:
+    async def _quickly(self, course: Course, check: Check) -> None:
         """Do as `_alone` for a check that answers at once: the way that most checks go."""
         stage = course.subject.stage
-        read, trail = _READ_HOOK[stage], self.trail
+        read, trail = reading(check, stage), self.trail
         for place, question in enumerate(course.subject.questions(check, course.content)):
             target = question.target
             before = self.digest(question.seen)
             key = (check.id, place, target)
             if course.settled.get(key) == before:
                 continue
-            function, arguments, context = self._called(check, stage, question, trail, None)
+            function, arguments, context = self.called(check, stage, question, trail, None)
             started = time.perf_counter_ns()
             answer = heard(function, arguments, read, interruptible=True)
-            if context is not None:
-                context.close()
             if type(answer) is not Answer:  # a wrapper's coroutine
                 coroutine = answer.coroutine  # type: ignore[union-attr]
-                answer = await self._asked(check, lambda c=coroutine: c, {}, None, read)
-            elif answer.failure is None and type(answer.value) is Allow:
+                answer = await self._asked(check, lambda c=coroutine: c, {}, context, read)
+                self.take(course, check, place, question, before, answer)
+                continue
+            if context is not None:
+                context.close()
+            if answer.failure is None and type(answer.value) is Allow:
                 course.settled[key] = before
                 course.judged[target] = True
                 trail.add(
@@ -240,9 +229,8 @@ class Judging:
                     )
                 )
                 continue
-            else:
-                answer.duration_ns = time.perf_counter_ns() - started
-            self._take(course, check, place, question, before, answer)
+            answer.duration_ns = time.perf_counter_ns() - started
+            self.take(course, check, place, question, before, answer)
             if course.blocked:
                 return
 
@@ -250,11 +238,11 @@ class Judging:
         self, check: Check, stage: Stage, question: Question, read: Read
     ) -> Answer | Failed:
         """Ask one question, and wait for what comes of it."""
-        if self._recorded:
+        if self.recorded:
             foretold = self._foretold(check, stage, question.target)
             if foretold is not None:
                 return foretold
-        function, arguments, context = self._called(check, stage, question, self.trail, None)
+        function, arguments, context = self.called(check, stage, question, self.trail, None)
         return await self._asked(check, function, arguments, context, read)
 
     async def _asked(
@@ -272,11 +260,11 @@ class Judging:
             read=read,
             context=context,
             waiting=self.waiting,
-            workers=self._workers,
+            workers=self.workers,
             timeout=self.trail.world.patience(check.timeout),
         )
 
-    def _called(
+    def called(
         self, check: Check, stage: Stage, question: Question, trail: Trail, first: int | None
     ) -> tuple[Callable[..., Any], dict[str, Any], Context | None]:
         """Return what to call with which arguments."""
@@ -313,7 +301,9 @@ class Judging:
 
     # Checks that are asked at the same time
 
-    async def _together(self, course: _Course, group: Iterable[Check]) -> None:
+    async def _together(self, course: Course, group: Iterable[Check]) -> None:
+        from .together import Together
+
         stage = course.subject.stage
         asked = [
             (check, place, question, before)
@@ -323,96 +313,16 @@ class Judging:
             != (before := self.digest(question.seen))
         ]
 
-        def take(put: _Put, answer: Answer | Failed) -> None:
-            self._take(course, put.check, put.place, put.question, put.before, answer)
+        def take(put: Put, answer: Answer | Failed) -> None:
+            self.take(course, put.check, put.place, put.question, put.before, answer)
 
-        await self._collect(self._put(stage, asked, None), stage, None, take)
-
-    def _put(
-        self,
-        stage: Stage,
-        asked: Iterable[tuple[Check, int, Question, str]],
-        read: Read | None,
-    ) -> list[_Put]:
-        """Ask several questions at the same time; in a recorded world, each at its turn."""
-        first = len(self.trail.events) - self.trail.shadowed
-        puts = [
-            _Put(*each, self.trail.branch(), first + number * _APART)
-            for number, each in enumerate(asked)
-        ]
-        if not self._recorded:
-            try:
-                for put in puts:
-                    self._begin(stage, put, read)
-            except BaseException:
-                self._give_up(puts)
-                raise
-        return puts
-
-    def _begin(self, stage: Stage, put: _Put, read: Read | None) -> None:
-        check = put.check
-        if read is None:
-            read = _READ_CALLABLE[stage] if check.is_callable else _READ_HOOK[stage]
-        function, arguments, context = self._called(
-            check, stage, put.question, put.branch, put.first
-        )
-        put.under_way = UnderWay(
-            check,
-            function,
-            arguments,
-            read=read,
-            context=context,
-            workers=self._workers,
-            timeout=self.trail.world.patience(check.timeout),
-        )
-
-    async def _collect(
-        self,
-        puts: list[_Put],
-        stage: Stage,
-        read: Read | None,
-        take: Callable[[_Put, Answer | Failed], None],
-    ) -> None:
-        """Wait for what comes of several questions, and record it in order."""
-        try:
-            for put in puts:
-                start = len(self.trail.events)
-                answer = await self._come(put, stage, read)
-                put.branch.join()
-                if isinstance(answer, Failed):
-                    self.trail.retell(put.foretold or ())
-                take(put, answer)
-                if put.check.shadow:
-                    self.trail.shadowed += len(self.trail.events) - start
-        except BaseException:
-            self._give_up(puts)
-            raise
-
-    async def _come(self, put: _Put, stage: Stage, read: Read | None) -> Answer | Failed:
-        """Wait for what comes of one of several questions; a replay's turn to ask it has come."""
-        if put.under_way is None:
-            if put.foretold is None:
-                put.foretold = self.trail.world.foretold(
-                    stage=stage, check=put.check.id, target=put.question.target, round=self.rounds
-                )
-            if put.foretold:
-                return _last(put.foretold)
-            self._begin(stage, put, read)
-        assert put.under_way is not None
-        return await put.under_way.answer(self.waiting)
-
-    def _give_up(self, puts: Iterable[_Put]) -> None:
-        """Nobody waits any more; what the checks took from the world stays on record."""
-        for put in puts:
-            if put.under_way is not None:
-                put.under_way.drop()
-            put.branch.join()
+        await Together(self, stage, asked).collect(take)
 
     # What comes of an answer
 
-    def _take(
+    def take(
         self,
-        course: _Course,
+        course: Course,
         check: Check,
         place: int,
         question: Question,
@@ -439,7 +349,7 @@ class Judging:
 
     def _heard(
         self,
-        course: _Course,
+        course: Course,
         check: Check,
         question: Question,
         before: str,
@@ -489,8 +399,7 @@ class Judging:
         )
         if not events:
             return None
-        self.trail.retell(events)
-        return _last(events)
+        return self.trail.retell(events)
 
     def _failure(
         self, check: Check, stage: str, target: str, before: str, answer: Answer
@@ -561,8 +470,11 @@ class Judging:
 
         checks = tuple(group)
         if len(checks) > 1:
-            puts = self._put(stage, [(check, 0, question, "") for check in checks], given)
-            await self._collect(puts, stage, given, lambda put, answer: told(put.check, answer))
+            from .together import Together
+
+            asked = [(check, 0, question, "") for check in checks]
+            together = Together(self, stage, asked, given)
+            await together.collect(lambda put, answer: told(put.check, answer))
             return
         for check in checks:
             start = len(self.trail.events)
@@ -571,102 +483,10 @@ class Judging:
                 self.trail.shadowed += len(self.trail.events) - start
 
 
-class Beside:
-    """The checks that are asked about the messages while the model answers them.
-
-    Args:
-        judging: asks them.
-        messages: as admitted.
-        waived: as for `Judging.stage`.
-    """
-
-    def __init__(self, judging: Judging, messages: tuple[Message, ...], *, waived: bool) -> None:
-        self._judging = judging
-        self._course = _Course(MESSAGES, messages, waived)
-        self._collected = False
-        asked = [
-            (check, place, question, judging.digest(question.seen))
-            for check in judging.policy.beside
-            for place, question in enumerate(MESSAGES.questions(check, messages))
-        ]
-        self._puts = judging._put("pre_filter", asked, None)
-
-    async def cleared(self) -> bool:
-        """Wait for the checks; return whether they let the answer go. Records nothing."""
-        if not self._collected:
-            for put in self._puts:
-                if not put.check.shadow and not await self._lets_go(put):
-                    return False
-        return not self._course.blocked and not self._course.human
-
-    async def _lets_go(self, put: _Put) -> bool:
-        answer = await self._judging._come(put, "pre_filter", None)
-        if isinstance(answer, Failed):
-            return answer.became != "block"
-        if answer.failure is not None or isinstance(answer.value, Replace):
-            return put.check.on_error != "block"
-        if isinstance(answer.value, AskHuman):
-            return self._course.waived
-        return not isinstance(answer.value, Block)
-
-    async def collect(self) -> Judgement:
-        """Wait for the checks, and record what came of them in the policy's order."""
-        course, judging = self._course, self._judging
-
-        def take(put: _Put, answer: Answer | Failed) -> None:
-            judging._take(course, put.check, put.place, put.question, put.before, answer)
-
-        if not self._collected:
-            await judging._collect(self._puts, "pre_filter", None, take)
-            self._collected = True
-            if not course.blocked:
-                judging._flag_unjudged(course)
-        blocked = course.blocked or course.human
-        return Judgement(course.content, blocked, None, course.human and not course.blocked)
-
-    def give_up(self) -> None:
-        """Nobody waits for the answer any more."""
-        self._judging._give_up(self._puts)
-
-
 _NO_REPLACE = (
     "Replace is not possible for a check that only reads, or runs beside the model: take the term "
     "read_only or beside from it"
 )
-_RETRIED: tuple[Stage, ...] = ("tool_call", "post_validate")
-
-
-def _reading(read: Callable[[Any], Verdict | None], stage: Stage) -> Read:
-    """Return how to read a verdict at a stage."""
-    if stage in _RETRIED:
-        return read
-
-    def fitting(value: Any) -> Verdict | None:
-        verdict = read(value)
-        if isinstance(verdict, Retry):
-            raise TypeError(
-                "Retry makes sense at tool_call and post_validate only: there is no answer yet"
-            )
-        return verdict
-
-    return fitting
-
-
-_JUDGED: tuple[Stage, ...] = (
-    "retrieved",
-    "tool_result",
-    "pre_filter",
-    "tool_call",
-    "post_validate",
-)
-_READ_HOOK = {stage: _reading(verdict_of_hook, stage) for stage in _JUDGED}
-_READ_CALLABLE = {stage: _reading(verdict_of_callable, stage) for stage in _JUDGED}
-
-
-def _last(foretold: tuple[Event, ...]) -> Failed:
-    last = foretold[-1]
-    assert isinstance(last, Failed)
-    return last
 
 
 def _reason(verdict: Verdict) -> str | None:

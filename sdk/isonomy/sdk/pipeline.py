@@ -9,11 +9,11 @@ anything else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .answering import Answering, Released, Waits, nothing_released
 from .asking import Waiting
 from .contents import DOCUMENTS, MESSAGES, RESULTS, with_documents
-from .decisions import Stood, edited
 from .events import Decided
 from .generation import Request, Sampling
 from .judging import Judging, Standing
@@ -22,6 +22,9 @@ from .records import Resumption
 from .trail import Trail
 from .vocabulary import Call, Candidate, Document, Message
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from .decisions import Stood
 
 
 class Pipeline:
@@ -85,7 +88,7 @@ class Pipeline:
         stage, changed = None, False
         if self._resumption is not None:
             stage, changed = self._resumption.stage, self._resumption.decision == "edit"
-            stood = self._decided(self._resumption, Stood(messages, documents))
+            stood = self._decided(self._resumption, messages, documents)
             if stood is None:
                 return None
             messages, documents = stood.messages, stood.documents
@@ -111,9 +114,16 @@ class Pipeline:
             return None
         return messages
 
-    def _decided(self, resumption: Resumption, stood: Stood) -> Stood | None:
+    def _decided(
+        self,
+        resumption: Resumption,
+        messages: tuple[Message, ...],
+        documents: tuple[Document, ...],
+    ) -> Stood | None:
         """Record what a person decided; return what goes on, or `None` if nothing does."""
-        stood = Stood(stood.messages, stood.documents, resumption.candidate)
+        from .decisions import Stood, edited  # few calls are resumed
+
+        stood = Stood(messages, documents, resumption.candidate)
         goes_on = edited(resumption, stood) if resumption.decision == "edit" else stood
         before, after = stood.at(resumption.stage), goes_on.at(resumption.stage)
         self.judging.trail.add(

@@ -16,7 +16,7 @@ import msgspec
 
 from .canonical import canonical, carriable, own
 from .errors import InputError, IsonomyError
-from .events import BackendFailed, Effect, Event, Generated, Scored
+from .events import BackendFailed, Effect, Event, Failed, Generated, Scored
 from .generation import Generation, Request, Sampling
 from .requests import checked
 from .vocabulary import Message, Text
@@ -155,12 +155,18 @@ class Trail:
         self._known[id(message)] = message, number
         return number
 
-    def retell(self, events: tuple[Event, ...]) -> None:
-        """Add what a replay hands back, with the messages that belong to it."""
+    def retell(self, events: tuple[Event, ...]) -> Failed:
+        """Add what a replay hands back, with the messages that belong to it; return the timeout.
+
+        `events` are what a check took from the world, and the timeout that came then.
+        """
         for event in events:
             if isinstance(event, Generated | Scored):
                 self.number(self.world.said(event))
             self.add(event)
+        last = events[-1]
+        assert isinstance(last, Failed)
+        return last
 
     def settled(self) -> None:
         """From now on effects need no opening record: the intent is in the log."""
