@@ -116,7 +116,7 @@ class Described(msgspec.Struct, frozen=True):
                     return None if isinstance(value, bool) else value
 
             thing = Inline()
-            terms = {name: True for name in self.terms if name != "beside"}
+            terms: dict[str, Any] = {name: True for name in self.terms if name != "beside"}
             return check(thing, on_error=self.on_error, **terms)
         return check(thing, on_error=self.on_error, stages=self.stages, **self.terms)
 
