@@ -497,6 +497,56 @@ def test_ingestion_moves_the_write_ahead_log_and_completes_the_leaves(
     assert filled.verify().findings == ()
 
 
+def test_an_ingestion_holds_no_more_in_memory_than_it_must(
+    filled: ReplayLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large records make small batches, and long tails short ones."""
+    from isonomy.replay import ingest as ingesting
+
+    def batches() -> list[int]:
+        with filled._journal() as journal:
+            assert ingesting.waiting(journal, 6)[0] == 2
+            assert ingesting.waiting(journal, 0)[1] > ingesting.waiting(journal, 6)[1] > 0
+            return [len(batch) for batch in ingesting._batches(journal, 0)]
+
+    assert batches() == [8]
+    monkeypatch.setattr(ingesting, "BATCH_BYTES", 1)
+    assert batches()[:3] == [1, 1, 1]
+    ingest(path)
+    assert filled.verify().findings == ()
+
+
+def test_a_large_tail_is_ingested_first(
+    filled: ReplayLog, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled.sql("select 1")
+    assert not (path / "audit.duckdb").exists()
+    monkeypatch.setattr("isonomy.replay.reading.TAIL_BYTES", 1000)
+    filled.sql("select 1")
+    assert (path / "audit.duckdb").exists()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_published_file_is_copied_by_the_kernel_or_by_hand(
+    filled: ReplayLog, path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    ingest(path)
+    if not shared:
+        real, asked = os.copy_file_range, []
+
+        def once(source: int, target: int, count: int) -> int:
+            asked.append(count)
+            if len(asked) > 1:
+                raise OSError(18, "Invalid cross-device link")
+            return real(source, target, 4096)
+
+        monkeypatch.setattr(os, "copy_file_range", once)
+    with open_log(path) as journal:
+        journal.append(making.call("later", "hello", ["z"]))
+    assert ingest(path).records == 2
+    assert filled.verify().findings == ()
+
+
 def alter(path: Path, statement: str) -> None:
     (path / "audit.duckdb").chmod(0o600)
     with duckdb.connect(str(path / "audit.duckdb")) as connection:

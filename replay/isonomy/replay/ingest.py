@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     import duckdb
 
 BATCH = 1000
-"""Records in a transaction."""
+"""Records in a transaction, at most."""
+BATCH_BYTES = 32 << 20
+"""Bytes of content in a transaction, as soon as it has more: what bounds an ingestion's memory."""
+_AT_ONCE = 20
+"""Records that are read at once: their content is in memory before it can be counted."""
 
 _CONFIG: Final[dict[str, Any]] = {"threads": 2, "checkpoint_threshold": "1GB"}
 
@@ -209,13 +213,27 @@ def _state(log_id: str, marks: list[int]) -> dict[str, object]:
     }
 
 
+def waiting(journal: sqlite3.Connection, after: int) -> tuple[int, int]:
+    """Return the number of records beyond `after`, and the bytes of what stands in them."""
+    stored = "leaf" if journal.execute("PRAGMA user_version").fetchone()[0] == 1 else "payloads"
+    records, held = journal.execute(
+        f"SELECT count(*), coalesce(sum(length({stored})), 0) FROM records WHERE sequence > ?",
+        (after,),
+    ).fetchone()
+    return int(records), int(held)
+
+
 def _batches(journal: sqlite3.Connection, after: int) -> Iterator[list[checking.RawRecord]]:
     batch: list[checking.RawRecord] = []
-    for raw in checking.read(journal, after):
+    held = 0
+    for raw in checking.read(journal, after, batch=_AT_ONCE):
         batch.append(raw)
-        if len(batch) == BATCH:
+        held += sum(
+            len(payload.body) for payload in raw.payloads or () if isinstance(payload.body, bytes)
+        )
+        if len(batch) == BATCH or held >= BATCH_BYTES:
             yield batch
-            batch = []
+            batch, held = [], 0
     if batch:
         yield batch
 
@@ -264,7 +282,14 @@ def projected(
 def _copy(source: Path, target: Path) -> None:
     descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with source.open("rb") as read, os.fdopen(descriptor, "wb") as written:
-        shutil.copyfileobj(read, written, 1 << 20)
+        try:  # in the kernel: where the file system can share blocks, nothing is copied at all
+            while os.copy_file_range(read.fileno(), written.fileno(), 1 << 30):
+                pass
+        except OSError:
+            read.seek(0)
+            written.truncate(0)
+            written.seek(0)
+            shutil.copyfileobj(read, written, 1 << 20)
 
 
 def _publish(directory: LogDirectory) -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 TAIL_LIMIT = 2000
 """Records beyond the published DuckDB log that a query reads from the journal itself, at most."""
+TAIL_BYTES = 64 << 20
+"""Bytes of such records, at most."""
 
 
 class ReplayLog:
@@ -176,14 +178,14 @@ class ReplayLog:
         return verify(self._directory, progress=progress, checkpoints=checkpoints)
 
     def _source(self) -> tuple[Source, Projection, dict[int, bytes]]:
-        from .ingest import projected
+        from .ingest import projected, waiting
         from .query import Source
 
         source = Source(self._directory)
         try:
             with self._journal() as journal:
-                beyond = checking.last_sequence(journal) - source.marks[0]
-            if beyond > TAIL_LIMIT and self._refreshed():
+                records, held = waiting(journal, source.marks[0])
+            if (records > TAIL_LIMIT or held > TAIL_BYTES) and self._refreshed():
                 source.connection.close()
                 source = Source(self._directory)
             with self._journal() as journal:
