@@ -29,13 +29,10 @@ are. What goes wrong in here changes no call (isonomy.sdk.observing).
 from __future__ import annotations
 
 import importlib.util
-import json
 import threading
 import time
-from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -44,13 +41,8 @@ from isonomy.sdk import (
     Identity,
     Message,
     MissingExtra,
-    Part,
-    Reasoning,
     Reply,
-    Sampling,
-    Text,
-    ToolCall,
-    ToolResult,
+    conventions,
     hookimpl,
 )
 from isonomy.sdk.events import BackendFailed, Event, Failed, Generated
@@ -59,9 +51,6 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-Attributes = dict[str, Any]
-SCOPE = "isonomy"
-"""The name of the instrumentation scope."""
 _DURATIONS = (
     0.01,
     0.02,
@@ -95,7 +84,6 @@ _TOKENS = (
     67108864,
 )
 """Bounds of histograms, as the semantic conventions advise."""
-_JUDGEMENTS = ("judged", "failed", "critiqued", "revised", "ranked")
 
 
 class _Instruments(NamedTuple):
@@ -146,9 +134,9 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def _instruments(self) -> _Instruments:
         from opentelemetry import metrics, trace
 
-        meter = metrics.get_meter(SCOPE)
+        meter = metrics.get_meter(conventions.SCOPE)
         return _Instruments(
-            tracer=trace.get_tracer(SCOPE),
+            tracer=trace.get_tracer(conventions.SCOPE),
             operations=meter.create_histogram(
                 "gen_ai.client.operation.duration",
                 unit="s",
@@ -179,15 +167,15 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Begin the call's span, within the caller's."""
         from opentelemetry import context, trace
 
-        attributes: Attributes = {"isonomy.call.id": call.id}
-        if call.session != call.id:
-            attributes["gen_ai.conversation.id"] = call.session
-        attributes |= {f"isonomy.tag.{name}": value for name, value in call.tags.items()}
-        if self.content:
-            attributes["gen_ai.input.messages"] = _written(map(_message, messages))
+        attributes = conventions.call_attributes(
+            call_id=call.id,
+            session=call.session,
+            tags=call.tags,
+            messages=messages if self.content else (),
+        )
         started = time.time_ns()
         span = self._instruments.tracer.start_span(
-            "isonomy.call", context=_parent(call), attributes=attributes, start_time=started
+            conventions.CALL, context=_parent(call), attributes=attributes, start_time=started
         )
         within = trace.set_span_in_context(span)
         watched = _Watched(span, within, context.attach(within), identity, started)
@@ -203,7 +191,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             return
         if isinstance(event, Generated | BackendFailed):
             self._model(watched, event)
-        elif event.type in _JUDGEMENTS:
+        elif event.type in conventions.JUDGEMENTS:
             self._check(watched, event)
 
     @hookimpl
@@ -217,20 +205,23 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if watched is None:
             return
         ended = time.time_ns()
-        attributes: Attributes = {}
-        if reply is not None:
-            attributes["isonomy.verdict"] = reply.verdict
-        if error is not None:
-            attributes["error.type"] = type(error).__name__
+        verdict = reply.verdict if reply is not None else None
+        raised = type(error).__name__ if error is not None else None
+        if raised is not None:
             watched.span.set_status(StatusCode.ERROR)
-        self._instruments.calls.record((ended - watched.started) / 1e9, attributes)
-        if reply is not None and reply.check is not None:
-            attributes["isonomy.check.id"] = reply.check
-        if reply is not None and self.content:
-            said = {"role": "assistant", "parts": _parts(reply.output.content)}
-            finished = {"finish_reason": reply.finish_reason or "unknown"}
-            attributes["gen_ai.output.messages"] = _written([said | finished])
-        watched.span.set_attributes(attributes)
+        self._instruments.calls.record(
+            (ended - watched.started) / 1e9,
+            conventions.end_attributes(verdict=verdict, error=raised),
+        )
+        watched.span.set_attributes(
+            conventions.end_attributes(
+                verdict=verdict,
+                error=raised,
+                output=reply.output if reply is not None else None,
+                finish_reason=reply.finish_reason if reply is not None else None,
+                content=self.content,
+            )
+        )
         watched.span.end(ended)
         # Not where a coroutine that nobody awaits any more is collected in another context.
         if trace.get_current_span() is watched.span:
@@ -239,57 +230,24 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def _model(self, watched: _Watched, event: Generated | BackendFailed) -> None:
         from opentelemetry.trace import SpanKind
 
-        own = watched.identity if event.backend is None else None
-        common: Attributes = {
-            "gen_ai.operation.name": "chat",
-            "gen_ai.provider.name": own.provider if own is not None else event.backend or "unknown",
-        }
-        model = own.model if own is not None else None
-        failed = isinstance(event, BackendFailed)
-        if isinstance(event, Generated):
-            common["gen_ai.response.model"] = event.generation.model
-            model = model or event.generation.model
-        else:
-            common["error.type"] = event.error
-        if model:
-            common["gen_ai.request.model"] = model
-        common |= _server(own)
+        common = conventions.model_attributes(event, watched.identity)
         self._instruments.operations.record(event.duration_ns / 1e9, common)
-        attributes = {**common, **_place(event), "isonomy.purpose": event.purpose}
         if isinstance(event, Generated):
-            usage = event.generation.usage
-            for kind, count in (("input", usage.input_tokens), ("output", usage.output_tokens)):
-                if count is not None:
-                    of = {"gen_ai.token.type": kind}
-                    self._instruments.tokens.record(count, {**common, **of})
-                    attributes[f"gen_ai.usage.{kind}_tokens"] = count
-            attributes["gen_ai.response.finish_reasons"] = [event.generation.finish_reason]
-            attributes |= _asked(event.sampling)
-            if self.content:
-                attributes["gen_ai.output.messages"] = _written(
-                    [{"role": "assistant", "parts": _parts(event.generation.content)}]
-                )
-        name = f"chat {model}" if model else "chat"
+            for kind, count in conventions.usage_of(event):
+                self._instruments.tokens.record(count, {**common, "gen_ai.token.type": kind})
+        attributes = common | conventions.answer_attributes(event, content=self.content)
+        name, failed = conventions.model_span(common), isinstance(event, BackendFailed)
         self._span(watched, name, event.duration_ns, attributes, SpanKind.CLIENT, failed)
 
     def _check(self, watched: _Watched, event: Any) -> None:
         from opentelemetry.trace import SpanKind
 
-        failed = isinstance(event, Failed)
-        attributes = _place(event)
-        verdict = event.became if failed else _verdict(event)
-        if verdict is not None:
-            attributes["isonomy.verdict"] = verdict
-        counted = {**attributes, "isonomy.shadow": bool(getattr(event, "shadow", False))}
-        counted.pop("isonomy.round")
-        if failed:
-            attributes["error.type"] = counted["error.type"] = event.error
-        if verdict is not None:
+        attributes = conventions.check_attributes(event)
+        if "isonomy.verdict" in attributes:
+            told = ("isonomy.round", "isonomy.target")
+            counted = {name: value for name, value in attributes.items() if name not in told}
             self._instruments.verdicts.add(1, counted)
-        attributes["isonomy.shadow"] = counted["isonomy.shadow"]
-        if (target := getattr(event, "target", None)) is not None:
-            attributes["isonomy.target"] = target
-        name = f"check {event.check}" if event.check else f"check at {event.stage}"
+        name, failed = conventions.check_span(event), isinstance(event, Failed)
         self._span(watched, name, event.duration_ns, attributes, SpanKind.INTERNAL, failed)
 
     def _span(
@@ -297,7 +255,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         watched: _Watched,
         name: str,
         duration_ns: int,
-        attributes: Attributes,
+        attributes: conventions.Attributes,
         kind: Any,
         failed: bool,
     ) -> None:
@@ -331,65 +289,3 @@ def _parent(call: Call) -> Context | None:
         trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
     )
     return trace.set_span_in_context(trace.NonRecordingSpan(parent))
-
-
-def _place(event: Event) -> Attributes:
-    """Return where in the call an event happened."""
-    place: Attributes = {"isonomy.stage": event.stage, "isonomy.round": event.round}
-    if event.check is not None:
-        place["isonomy.check.id"] = event.check
-    return place
-
-
-def _verdict(event: Any) -> str | None:
-    verdict = getattr(event, "verdict", None)
-    return None if verdict is None else verdict.name
-
-
-def _server(identity: Identity | None) -> Attributes:
-    """Return which host was asked, of a remote model."""
-    url = identity.options.get("base_url") if identity is not None else None
-    if not isinstance(url, str):
-        return {}
-    parts = urlsplit(url)
-    found: Attributes = {"server.address": parts.hostname, "server.port": parts.port}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _asked(sampling: Sampling) -> Attributes:
-    """Return how an answer was drawn."""
-    asked: Mapping[str, Any] = {
-        "gen_ai.request.temperature": sampling.temperature,
-        "gen_ai.request.top_p": sampling.top_p,
-        "gen_ai.request.top_k": sampling.top_k,
-        "gen_ai.request.max_tokens": sampling.max_tokens,
-        "gen_ai.request.stop_sequences": list(sampling.stop) or None,
-        "isonomy.candidate": sampling.candidate,
-    }
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def _message(message: Message) -> Attributes:
-    return {"role": message.role, "parts": _parts(message.content)}
-
-
-def _parts(content: tuple[Part, ...]) -> list[Attributes]:
-    """Return content in the form of the semantic conventions; other parts by their kind only."""
-    made: list[Attributes] = []
-    for part in content:
-        if isinstance(part, Text):
-            made.append({"type": "text", "content": part.text})
-        elif isinstance(part, Reasoning):
-            made.append({"type": "reasoning", "content": part.text})
-        elif isinstance(part, ToolCall):
-            call = {"id": part.id, "name": part.name, "arguments": part.arguments}
-            made.append({"type": "tool_call", **call})
-        elif isinstance(part, ToolResult):
-            made.append({"type": "tool_call_response", "id": part.id, "response": part.content})
-        else:
-            made.append({"type": str(part.__struct_config__.tag)})
-    return made
-
-
-def _written(messages: Iterable[Attributes]) -> str:
-    return json.dumps(list(messages), ensure_ascii=False)
