@@ -210,7 +210,8 @@ class _Performing:
         candidate: Candidate | None = None
         failure: IsonomyError | None = None
         if admitted is not None:
-            await self.record()
+            if self._entries:
+                await self.record()
             self.trail.settled()
             try:
                 candidate = await pipeline.answer(
@@ -484,7 +485,8 @@ class _Performing:
             self._segment(piece)
             self._outlet.recorded(piece)
         usage = self._result(output, finish, type(failure).__name__ if failure else None)
-        await self.record()
+        if self._entries:
+            await self.record()
         if failure is not None:
             raise failure
         if piece and self._outlet is not None:
@@ -550,9 +552,11 @@ def _ended_by(error: BaseException) -> str:
 
 
 def _usage(events: Sequence[Event]) -> Usage:
-    usages = [event.generation.usage for event in events if isinstance(event, Generated)]
+    usages = [event.generation.usage for event in events if type(event) is Generated]
     if not usages:
         return Usage(0, 0)
+    if len(usages) == 1:
+        return usages[0]
     return Usage(
         _sum([usage.input_tokens for usage in usages]), _sum([u.output_tokens for u in usages])
     )

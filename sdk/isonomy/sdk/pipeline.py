@@ -101,7 +101,7 @@ class Pipeline:
                 self._waits = Waits("retrieved", judgement.content, messages)
                 return None
             messages = with_documents(messages, judgement.content)
-        if stage != "pre_filter" or changed:
+        if (stage != "pre_filter" or changed) and judging.policy.groups("tool_result"):
             judgement = await judging.stage(RESULTS, messages, waived=stage == "tool_result")
             messages = judgement.content
             if judgement.blocked:

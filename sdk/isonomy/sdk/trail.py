@@ -460,21 +460,23 @@ class Trail:
         gate: Gate | None,
     ) -> Generation:
         took = time.perf_counter_ns() - started
-        nested = place["purpose"] == "nested"
-        self.put(
-            lambda: Generated(
+
+        def generated(response_format: dict[str, Any] | None) -> Generated:
+            return Generated(
                 messages=self.number(request.messages),
                 sampling=request.sampling,
                 generation=generation,
-                response_format=request.response_format if nested else None,
+                response_format=response_format,
                 duration_ns=took,
                 **place,
-            ),
-            gate or _open,
-        )
+            )
+
         # What comes of it must not reach the record; the call itself goes on with the content only.
         if gate is not None:
+            nested = place["purpose"] == "nested"
+            self.put(lambda: generated(request.response_format if nested else None), gate)
             return own(generation)
+        self.add(generated(None))
         if all(type(part) is Text for part in generation.content):  # holds nothing to be changed
             return generation
         return msgspec.structs.replace(generation, content=own(generation.content))
