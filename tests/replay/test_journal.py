@@ -342,7 +342,7 @@ def test_a_file_size_limit_behaves_like_a_full_disk(path: Path) -> None:
 
 def test_a_locked_journal(journal: JournalLog, path: Path) -> None:
     with (
-        JournalLog(path, busy_seconds=0.05) as other,
+        JournalLog(path, wait_seconds=0.05) as other,
         closing(sqlite3.connect(path / "journal.sqlite", isolation_level=None)) as holder,
     ):
         holder.execute("BEGIN IMMEDIATE")

@@ -3,8 +3,8 @@
 Invariants
     - Nothing but sqlite3 opens the journal's files in a process that uses it: closing a raw
       descriptor would drop SQLite's locks.
-    - WAL mode, every transaction flushed (``synchronous=FULL``), deleted content overwritten
-      (``secure_delete``).
+    - WAL mode, every transaction flushed (``synchronous=FULL``) unless its writer is told not to
+      (`isonomy.replay.durability`), deleted content overwritten (``secure_delete``).
     - No automatic checkpoints: `checkpoint` is the only one, under the log's lock and with writers
       kept out. SQLite before 3.51.3 can corrupt a write-ahead log that one connection resets while
       a second checkpoint runs. (Python before 3.12 can't switch off the checkpoint which SQLite
@@ -139,14 +139,23 @@ def explain(error: Exception, directory: LogDirectory, *, writing: bool) -> LogE
     reason = next(
         (text for code, text in advice.items() if name.startswith(code)), "see the cause."
     )
-    kind = LogUnwritable if writing else LogError
-    return kind(f"The log {path} can't be {verb} ({error}): {reason}", path=path)
+    message = f"The log {path} can't be {verb} ({error}): {reason}"
+    if not writing:
+        return LogError(message, path=path)
+    return LogUnwritable(message, path=path, passes=not name.startswith("SQLITE_TOOBIG"))
 
 
 def connect(
-    directory: LogDirectory, *, writable: bool, busy_seconds: float = 30.0
+    directory: LogDirectory,
+    *,
+    writable: bool,
+    busy_seconds: float = 30.0,
+    flushed: bool = True,
 ) -> sqlite3.Connection:
     """Open the journal's file as it is. Transactions are explicit.
+
+    What is written is flushed with each of them, unless `flushed` is false; then with the next that
+    is, by whichever process, or at a checkpoint.
 
     The caller serializes the use of a connection; any thread may use it. Raises `sqlite3.Error`.
     """
@@ -162,7 +171,7 @@ def connect(
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute("PRAGMA trusted_schema=OFF")
         if writable:
-            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA synchronous={'FULL' if flushed else 'NORMAL'}")
             connection.execute("PRAGMA secure_delete=ON")
             connection.execute(f"PRAGMA journal_size_limit={WAL_KEPT}")
         else:
@@ -286,6 +295,11 @@ def check(
             file=JOURNAL,
         )
     return meta
+
+
+def flush(connection: sqlite3.Connection) -> None:
+    """Flush whatever any process has written so far, by a transaction that changes nothing."""
+    connection.execute("UPDATE meta SET value = value WHERE name = 'log'")
 
 
 def checkpoint(directory: LogDirectory) -> None:

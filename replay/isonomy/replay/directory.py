@@ -141,9 +141,10 @@ def _explained(directory: LogDirectory, what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = LogError if what == "read" else LogUnwritable
-        raise kind(
+        message = (
             f"The log {directory} can't be {what}: {error.strerror or error}. Check that the path "
-            "is right, its disk has room, and its owner is the user of this process.",
-            path=str(directory),
-        ) from error
+            "is right, its disk has room, and its owner is the user of this process."
+        )
+        if what == "read":
+            raise LogError(message, path=str(directory)) from error
+        raise LogUnwritable(message, path=str(directory), passes=True) from error

@@ -30,7 +30,15 @@ class NewerLog(LogError):
 
 
 class LogUnwritable(LogError):
-    """The journal can't be written now; nothing of the batch was recorded."""
+    """The journal can't be written now; nothing of the batch was recorded.
+
+    `passes` says whether it may pass by itself or by an operator's hand, with the log as it is: a
+    full disk, lost rights, a lock.
+    """
+
+    def __init__(self, message: str, *, path: str, passes: bool = False) -> None:
+        self.passes = passes
+        super().__init__(message, path=path)
 
 
 class DamagedLog(LogError):

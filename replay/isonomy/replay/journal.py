@@ -2,140 +2,60 @@
 
 `append` writes its entries in one transaction that is flushed to disk before it returns; sequence
 numbers are assigned inside it, from 1 without gaps, across all threads and processes that write.
-Either all entries are recorded or none, and then an error says why.
+Either all entries are recorded or none, and then an error says why. What may be had instead of
+that, for speed or to go on where nothing can be written, is in `isonomy.replay.durability`.
 
 A journal is safe in a program that forks: before a fork the connection is closed (SQLite's locks
 would be lost in the child without its knowing), after it both sides open their own when they next
-write.
+write. What threads of the parent had queued, and gaps it has to record, stay with the parent.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from isonomy.sdk.errors import InputError
-from isonomy.sdk.records import Entry, Payload
+from isonomy.sdk.errors import LogError
+from isonomy.sdk.records import Entry
 
 from . import database, packing
 from .database import SHARED_SUBJECT
 from .directory import JOURNAL, LogDirectory
-from .errors import DamagedLog, LogUnwritable
-from .hashing import (
-    KEY_BYTES,
-    SALT_BYTES,
-    SHARED_KEY,
-    SHARED_SALT,
-    Commitment,
-    address,
-    commitment,
-    leaf_bytes,
-    leaf_hash,
+from .durability import (
+    GROUP_SECONDS,
+    PROBE_SECONDS,
+    Durability,
+    OnFull,
+    Settings,
+    passes,
+    retried,
 )
+from .errors import DamagedLog, LogUnwritable, NotALog
+from .gaps import Gaps
+from .hashing import KEY_BYTES, SHARED_KEY, address
 from .leaves import LeavesFile
+from .prepared import Entropy, Prepared, Row
+from .room import Room
+from .turns import Queue, Request, Turns
 
 if TYPE_CHECKING:
     from isonomy.sdk.resuming import Left
 
-_REPEATED = "message/"
-"""How the names of payloads begin that may come again in their subject: they are stored once."""
-
 _SHARED_KNOWN = 64
 """Bodies of shared content whose row is remembered, more or less."""
 
-Entropy = Callable[[int], bytes]
-"""Returns that many random bytes; `os.urandom` outside tests."""
-
-
 _INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?)"
-Row = tuple[int | None, str, str, bytes, bytes, bytes]
-_BEGUN = "SELECT 1 FROM records WHERE call_id = ? LIMIT 1"
-
-
-class _Prepared:
-    """An entry turned into what is stored, before the journal is locked for writing."""
-
-    __slots__ = ("call_id", "hash", "kind", "leaf", "payloads", "subject")
-
-    def __init__(self, entry: Entry, entropy: Entropy) -> None:
-        record = entry.record
-        if len({payload.name for payload in entry.payloads}) != len(entry.payloads):
-            raise InputError(
-                f"an entry of call {record.call_id!r} has two payloads of one name. Give each its "
-                "own."
-            )
-        self.call_id = record.call_id
-        self.kind = str(record.__struct_config__.tag)
-        self.subject = record.subject
-        self.payloads: list[tuple[Payload, bytes]] = [
-            (payload, SHARED_SALT if payload.shared else entropy(SALT_BYTES))
-            for payload in entry.payloads
-        ]
-        self.leaf = leaf_bytes(
-            record,
-            [
-                Commitment(commitment(salt, payload.body), payload.name)
-                for payload, salt in self.payloads
-            ],
-        )
-        self.hash = leaf_hash(self.leaf)
-
-    def repeats(self, payload: Payload) -> bool:
-        """Return whether a payload may come again in its subject, and is stored where all find it.
-
-        A subject of one call only (what a call without a session is) repeats nothing.
-        """
-        return payload.name.startswith(_REPEATED) and self.subject != self.call_id
-
-    def row(self, sequence: int | None, kept: list[packing.Kept]) -> Row:
-        """Return the record's row."""
-        return (sequence, self.call_id, self.kind, self.leaf, self.hash, packing.packed(kept))
-
-
-def _mark(leaves: LeavesFile, first: int, prepared: list[_Prepared]) -> None:
-    """Tell the second witness of records; they are durable, and the next ingestion tells it too."""
-    with suppress(OSError):
-        leaves.mark(first, [entry.hash for entry in prepared])
-
-
-class _Turns:
-    """A lock that is given in turn.
-
-    Python's own goes to whoever asks first after its release, mostly the thread that released it:
-    a busy writer would keep others, and forks, waiting. Here whoever waits next bars the door.
-    """
-
-    def __init__(self) -> None:
-        self._door = threading.Lock()
-        self._lock = threading.Lock()
-
-    def acquire(self) -> None:
-        with self._door:
-            self._lock.acquire()
-
-    def release(self) -> None:
-        self._lock.release()
-
-    def stop(self) -> None:
-        """Acquire the lock and bar the door, so that no other thread holds either over a fork."""
-        self._door.acquire()
-        self._lock.acquire()
-
-    def go_on(self) -> None:
-        """Undo `stop`."""
-        self._lock.release()
-        self._door.release()
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
+_BEGUN = "SELECT count(*) FROM (SELECT 1 FROM records WHERE call_id = ? LIMIT 1)"
+_REOPEN = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")
+"""Errors after which a new connection is needed. Not those of writing: what a flush that failed has
+left behind would be found valid by the next that opens the file."""
 
 
 class JournalLog:
@@ -148,29 +68,43 @@ class JournalLog:
         self,
         path: str | os.PathLike[str],
         *,
+        durability: Durability = "call",
+        on_full: OnFull = "fail",
+        wait_seconds: float = 30.0,
         entropy: Entropy = os.urandom,
-        busy_seconds: float = 30.0,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Open the log at `path`, creating it if nothing is there.
 
         Args:
             path: the log's directory.
+            durability: what has happened when `append` returns; see `durability`.
+            on_full: what `append` does where nothing can be written; see `durability`.
+            wait_seconds: how long `append` waits for other writers, and with `on_full="wait"` for
+                anything that may pass, before it gives up.
             entropy: source of salts and keys.
-            busy_seconds: how long `append` waits for other writers before it gives up.
+            clock: nanoseconds since 1970, for records of gaps.
 
         Raises:
+            InputError: a setting can't be used.
             NotALog: `path` is a file, or a directory with other things in it.
             NewerLog: a later version wrote it.
-            LogUnwritable: no permission, no room, or locked.
+            LogUnwritable: no permission, no room, or locked; whatever `on_full` says.
             DamagedLog: it can't be trusted to go on from.
         """
+        self.settings = Settings(durability=durability, on_full=on_full, wait_seconds=wait_seconds)
         self._directory = LogDirectory(path)
         self._file = str(self._directory.journal)
         self._entropy = entropy
-        self._busy_seconds = busy_seconds
-        self._lock = _Turns()
+        self._lock = Turns()
+        self._queue = Queue()
+        self._gaps = Gaps(str(self._directory), clock)
+        self._group = durability == "group"
+        self._flushed = durability != "relaxed"
+        self._troubled = False
         self._connection: sqlite3.Connection | None = None
         self._leaves: LeavesFile | None = None
+        self._room: Room | None = None
         self._identity: tuple[int, int] | None = None
         self._shared: dict[bytes, int] = {}
         self._log_id: str | None = None
@@ -187,21 +121,26 @@ class JournalLog:
     def append(self, entries: Sequence[Entry]) -> list[int]:
         """Make entries durable in one transaction and return their sequence numbers.
 
+        With `on_full="gap"` the list is empty where they could not be recorded.
+
         Raises:
             LogError: nothing was recorded; the message says why and what to do.
             InputError: an entry is malformed.
         """
-        return self._append([_Prepared(entry, self._entropy) for entry in entries])
+        if not entries:
+            return []
+        return self._append([Prepared(entry, self._entropy) for entry in entries])
 
     def claim(self, entry: Entry) -> bool:
         """Make a call's first record durable, unless the call has one already.
 
-        Of several claims, by whatever processes, one succeeds.
+        Of several claims, by whatever processes, one succeeds; none where nothing can be written,
+        not even with `on_full="gap"`.
 
         Raises:
             LogError: as `append`.
         """
-        return bool(self._append([_Prepared(entry, self._entropy)], only_first=True))
+        return bool(self._append([Prepared(entry, self._entropy)], only_first=True))
 
     def left(self, call_id: str) -> Left | None:
         """Return what a call left that waits for a person; `None` where there is none.
@@ -215,37 +154,38 @@ class JournalLog:
         with ReplayLog(self.path) as log:
             return left(log, call_id)
 
-    def _append(self, prepared: list[_Prepared], *, only_first: bool = False) -> list[int]:
+    def _append(self, prepared: list[Prepared], *, only_first: bool = False) -> list[int]:
         """Insert records; with `only_first` none where the call has records already."""
-        if not prepared:
-            return []
-        with self._lock:
-            connection, leaves = self._usable()
-            with database.explained(self._directory, writing=True):
-                try:
-                    row = None if only_first or len(prepared) > 1 else self._alone(prepared[0])
-                    if row is not None:
-                        first = connection.execute(_INSERT, row).lastrowid
-                        assert first is not None
-                        _mark(leaves, first, prepared)
-                        return [first]
-                    connection.execute("BEGIN IMMEDIATE")
-                    if only_first and connection.execute(_BEGUN, (prepared[0].call_id,)).fetchone():
-                        connection.execute("ROLLBACK")
-                        return []
-                    first, shared = self._insert(connection, prepared)
-                    connection.execute("COMMIT")
-                except BaseException:
-                    self._abandon(connection)
-                    raise
-            if len(self._shared) > _SHARED_KNOWN:
-                self._shared.clear()
-            self._shared.update(shared)
-            _mark(leaves, first, prepared)
-        return list(range(first, first + len(prepared)))
+        begun = time.monotonic()
+        if self.settings.on_full == "wait":
+            return retried(
+                lambda: self._submit(Request(prepared, begun, only_first)), self.settings
+            )
+        return self._submit(Request(prepared, begun, only_first))
+
+    def _submit(self, request: Request) -> list[int]:
+        """Queue a request, and write all that is queued unless another thread does."""
+        self._queue.put(request)
+        try:
+            with self._lock:
+                if self._group and not request.done:
+                    time.sleep(GROUP_SECONDS)  # Others queue meanwhile.
+                while not request.done:
+                    # Not in the queue: who had taken it was interrupted before he wrote it.
+                    self._write(self._queue.take() or [request])
+        except BaseException:
+            self._queue.drop(request)
+            raise
+        if request.error is not None:
+            raise request.error
+        return request.sequences
 
     def close(self) -> None:
-        """Release files; calling it twice is harmless."""
+        """Record an open gap if that is possible now, and release files.
+
+        Calling it twice is harmless.
+        """
+        self._settle()
         with self._lock:
             self._closed = True
             self._release()
@@ -257,7 +197,127 @@ class JournalLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _settle(self) -> None:
+        """Record an open gap, if that is possible now."""
+        with self._lock:
+            if self._gaps and not self._closed:
+                with suppress(LogError):
+                    self._commit([])
+
     # All below is called with the lock held.
+
+    def _write(self, requests: list[Request]) -> None:
+        """Write requests: all in one transaction, or if it fails as no lock or disk does, each."""
+        try:
+            self._commit(requests)
+        except Exception as error:
+            if len(requests) > 1 and not passes(error):
+                for request in requests:
+                    self._write([request])
+                return
+            self._fail(requests, error)
+
+    def _fail(self, requests: list[Request], error: Exception) -> None:
+        """Tell the threads; where calls are to go on, note what is lost instead."""
+        self._troubled = True
+        for request in requests:
+            if request.done:
+                continue
+            if self.settings.on_full == "gap" and passes(error) and not request.only_first:
+                lost = ((entry.call_id, entry.kind) for entry in request.prepared)
+                self._gaps.add(lost, error)
+                request.done = True
+            else:
+                request.failed(error)
+
+    def _commit(self, requests: list[Request]) -> None:
+        """Write requests in one transaction, an open gap before them."""
+        connection, leaves = self._usable()
+        if self._troubled:
+            connection.execute(f"PRAGMA busy_timeout={self._patience(requests)}")
+        with database.explained(self._directory, writing=True):
+            try:
+                alone = len(requests) == 1 and not self._gaps
+                if not (alone and self._alone(connection, leaves, requests[0])):
+                    self._together(connection, leaves, requests)
+            except sqlite3.Error as error:
+                # Rights may come back without this connection's noticing: one that was opened
+                # read-only stays so.
+                if str(getattr(error, "sqlite_errorname", "")).startswith(_REOPEN):
+                    self._release()
+                raise
+        if self._room is not None:
+            self._room.make(connection)
+        if self._troubled:
+            self._troubled = False
+            wait = round(self.settings.wait_seconds * 1000)
+            connection.execute(f"PRAGMA busy_timeout={wait}")
+
+    def _patience(self, requests: list[Request]) -> int:
+        """Return for how many milliseconds to wait for a lock for which others waited in vain."""
+        if self.settings.on_full == "gap" and (self._gaps or not requests):
+            return round(PROBE_SECONDS * 1000)
+        oldest = min((request.begun for request in requests), default=0.0)
+        left = oldest + self.settings.wait_seconds - time.monotonic()
+        return max(round(left * 1000), 1)
+
+    def _alone(self, connection: sqlite3.Connection, leaves: LeavesFile, request: Request) -> bool:
+        """Write a record that needs no other: one statement, and its own transaction.
+
+        SQLite numbers it: the next after the highest there is.
+        """
+        if request.only_first or len(request.prepared) > 1:
+            return False
+        row = self._row(request.prepared[0])
+        if row is None:
+            return False
+        first = connection.execute(_INSERT, row).lastrowid
+        assert first is not None
+        request.succeeded(first)
+        self._mark(leaves, first, request.prepared)
+        return True
+
+    def _together(
+        self, connection: sqlite3.Connection, leaves: LeavesFile, requests: list[Request]
+    ) -> None:
+        """Write the record of an open gap, and requests, in one transaction."""
+        first = 0
+        placed: list[tuple[Request, int]] = []
+        prepared: list[Prepared] = []
+        shared: dict[bytes, int] = {}
+        execute = connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            (first,) = execute("SELECT coalesce(max(sequence), 0) + 1 FROM records").fetchone()
+            if self._gaps:
+                lost = Prepared(self._gaps.entry(self._entropy(16).hex()), self._entropy)
+                self._insert(connection, first, [lost], shared)
+                prepared.append(lost)
+            for request in requests:
+                if request.only_first:
+                    (begun,) = execute(_BEGUN, (request.prepared[0].call_id,)).fetchone()
+                    if begun:
+                        placed.append((request, 0))
+                        continue
+                at = first + len(prepared)
+                self._insert(connection, at, request.prepared, shared)
+                placed.append((request, at))
+                prepared += request.prepared
+            execute("COMMIT")
+        except BaseException as error:
+            if not first or isinstance(error, Exception) or connection.in_transaction:
+                self._abandon(connection)
+            else:  # An interrupt after the commit: what is written must not be written again.
+                _place(placed)
+                self._gaps.clear()
+            raise
+        _place(placed)
+        if self._gaps:
+            self._gaps.recorded()
+        if len(self._shared) > _SHARED_KNOWN:
+            self._shared.clear()
+        self._shared.update(shared)
+        self._mark(leaves, first, prepared)
 
     def _usable(self) -> tuple[sqlite3.Connection, LeavesFile]:
         if self._closed:
@@ -267,26 +327,36 @@ class JournalLog:
         assert self._connection is not None
         assert self._leaves is not None
         if self._file_identity() != self._identity:
-            raise LogUnwritable(
-                f"The journal of the log {self} was moved or deleted while it was open. Put it "
-                "back, or open the log anew.",
-                path=self.path,
-            )
+            raise self._moved()
         return self._connection, self._leaves
+
+    def _moved(self) -> LogUnwritable:
+        return LogUnwritable(
+            f"The journal of the log {self} was moved or deleted while it was open. Put it "
+            "back, or open the log anew.",
+            path=self.path,
+            passes=True,
+        )
 
     def _open(self) -> None:
         directory = self._directory
         if self._log_id is None:
             directory.prepare()
-        else:  # Opened again, after a fork: never begin another log in its place.
-            directory.require()
+        else:  # Opened again, after a fork or a failure: never begin another log in its place.
+            try:
+                directory.require()
+            except NotALog as error:
+                raise self._moved() from error
         with database.explained(directory, writing=True):
             try:
                 if not directory.journal.exists() or not directory.journal.stat().st_size:
                     self._create()
                 self._leaves = LeavesFile(directory.leaves, writable=True)
                 connection = database.connect(
-                    directory, writable=True, busy_seconds=self._busy_seconds
+                    directory,
+                    writable=True,
+                    busy_seconds=self.settings.wait_seconds,
+                    flushed=self._flushed,
                 )
             except OSError as error:
                 self._release()
@@ -295,6 +365,7 @@ class JournalLog:
                     "that its directory and files are writable for this user, and that the disk "
                     "has room.",
                     path=self.path,
+                    passes=True,
                 ) from error
             self._connection = connection
             try:
@@ -307,6 +378,9 @@ class JournalLog:
                     database.migrate(connection)
                 self._recognize(meta["log"])
                 self._refuse_lost_end(connection)
+                if self._flushed:
+                    with suppress(OSError):
+                        self._room = Room(self._file + "-wal")
             except BaseException:
                 self._release()
                 raise
@@ -325,7 +399,9 @@ class JournalLog:
         with directory.locked():
             directory.make(directory.journal)
             directory.make(directory.leaves)
-            connection = database.connect(directory, writable=True, busy_seconds=self._busy_seconds)
+            connection = database.connect(
+                directory, writable=True, busy_seconds=self.settings.wait_seconds
+            )
             try:
                 if not database.is_empty(connection):
                     return
@@ -360,11 +436,8 @@ class JournalLog:
                 file=JOURNAL,
             )
 
-    def _alone(self, entry: _Prepared) -> Row | None:
-        """Return the row of a record that needs no other: one statement, and its own transaction.
-
-        SQLite numbers it: the next after the highest there is.
-        """
+    def _row(self, entry: Prepared) -> Row | None:
+        """Return the row of a record that needs no other one; `None` where it does."""
         kept: list[packing.Kept] = []
         for payload, salt in entry.payloads:
             if payload.shared:
@@ -379,13 +452,14 @@ class JournalLog:
         return entry.row(None, kept)
 
     def _insert(
-        self, connection: sqlite3.Connection, prepared: list[_Prepared]
-    ) -> tuple[int, dict[bytes, int]]:
-        """Return the first sequence number, and the rows of shared content that was looked up."""
-        execute = connection.execute
-        first = execute("SELECT coalesce(max(sequence), 0) + 1 FROM records").fetchone()[0]
+        self,
+        connection: sqlite3.Connection,
+        first: int,
+        prepared: list[Prepared],
+        shared: dict[bytes, int],
+    ) -> None:
+        """Insert records from number `first` on; rows of shared content are added to `shared`."""
         keys: dict[str, tuple[int, bytes]] = {}
-        shared: dict[bytes, int] = {}
         for sequence, entry in enumerate(prepared, first):
             kept: list[packing.Kept] = []
             for payload, salt in entry.payloads:
@@ -402,8 +476,16 @@ class JournalLog:
                     kept.append((salt, self._content(connection, *keys[entry.subject], body)))
                 else:
                     kept.append((salt, body))
-            execute(_INSERT, entry.row(sequence, kept))
-        return int(first), shared
+            connection.execute(_INSERT, entry.row(sequence, kept))
+
+    def _mark(self, leaves: LeavesFile, first: int, prepared: list[Prepared]) -> None:
+        """Tell the second witness of records, unless they are not durable yet.
+
+        It is told of all of them at the next ingestion, too.
+        """
+        if self._flushed and prepared:
+            with suppress(OSError):
+                leaves.mark(first, [entry.hash for entry in prepared])
 
     def _subject(self, connection: sqlite3.Connection, subject: str) -> tuple[int, bytes]:
         """Return row and key of a subject, adding it when new."""
@@ -444,9 +526,12 @@ class JournalLog:
     def _release(self) -> None:
         connection, self._connection = self._connection, None
         leaves, self._leaves = self._leaves, None
+        room, self._room = self._room, None
         self._shared.clear()
         if leaves is not None:
             leaves.close()
+        if room is not None:
+            room.close()
         if connection is not None:
             connection.close()
 
@@ -467,13 +552,31 @@ class JournalLog:
         self._lock.stop()
         self._release()
 
-    def _after_fork(self) -> None:
+    def _after_fork(self, *, child: bool) -> None:
+        if child:
+            self._queue.clear()
+            self._gaps.clear()
         self._lock.go_on()
 
 
-def open_log(path: str | os.PathLike[str]) -> JournalLog:
+def _place(placed: list[tuple[Request, int]]) -> None:
+    """Tell requests their numbers; 0 for what was not written since it need not be."""
+    for request, first in placed:
+        if first:
+            request.succeeded(first)
+        else:
+            request.done = True
+
+
+def open_log(
+    path: str | os.PathLike[str],
+    *,
+    durability: Durability = "call",
+    on_full: OnFull = "fail",
+    wait_seconds: float = 30.0,
+) -> JournalLog:
     """Open the log at `path` for writing, creating it if nothing is there; see `JournalLog`."""
-    return JournalLog(path)
+    return JournalLog(path, durability=durability, on_full=on_full, wait_seconds=wait_seconds)
 
 
 _open_journals: weakref.WeakSet[JournalLog] = weakref.WeakSet()
@@ -486,9 +589,19 @@ def _before_fork() -> None:
         journal._before_fork()
 
 
-def _after_fork() -> None:
+def _after_fork(*, child: bool) -> None:
     while _forking.journals:
-        _forking.journals.pop()._after_fork()
+        _forking.journals.pop()._after_fork(child=child)
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=lambda: _after_fork(child=False),
+    after_in_child=lambda: _after_fork(child=True),
+)
+
+
+@atexit.register
+def _at_exit() -> None:
+    for journal in list(_open_journals):
+        journal._settle()

@@ -2,7 +2,7 @@
 
 A call writes an `Intent` (after the pre-filters, before the model) and a `Result` (before the
 answer is released). A plugin's effect before the intent writes an `Opening` first, so that nothing
-touches the world without a trace.
+touches the world without a trace. A log that could not record something says so in a `Gap`.
 
 A record proper holds nothing derived from content: ids, times, names, counts, settings, digests of
 artefacts. Content travels beside it as named payloads, each of canonical bytes; the log stores a
@@ -32,8 +32,8 @@ from .generation import Identity, Sampling, Usage
 from .vocabulary import Candidate, Document, Message, Part, Stage, VerdictName
 
 SCHEMA_VERSION = 2
-"""2 added segments of streams, resumed calls and the events `decided` and `scored` to 1, which is a
-part of it: what version 1 wrote is read as it stands."""
+"""2 added segments of streams, resumed calls, gaps and the events `decided` and `scored` to 1, which
+is a part of it: what version 1 wrote is read as it stands."""
 
 
 class CheckIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +161,28 @@ class Segment(_Record, frozen=True, tag="segment"):
     start: int
 
 
-Record = Opening | Intent | Segment | Result
+class Gap(_Record, frozen=True, tag="gap"):
+    """What a log could not record while calls went on, written as soon as it can be.
+
+    It belongs to no call: its own id begins with ``gap-``. It precedes every record that this
+    process wrote after the loss.
+    """
+
+    since_ns: int
+    """Wall clock of the first loss; `until_ns` is that of this record."""
+    until_ns: int
+    entries: int
+    """How many records were lost, of `calls` calls that are named in `lost`, and of others."""
+    calls: int
+    lost: dict[str, dict[str, int]]
+    """By call id: how many records of which kind were lost."""
+    unnamed: int
+    """How many of `entries` are of calls that are not in `lost`, since it had grown too long."""
+    reason: str
+    """The error of the first loss."""
+
+
+Record = Opening | Intent | Segment | Result | Gap
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
