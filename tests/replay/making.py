@@ -12,6 +12,7 @@ from isonomy.sdk.generation import Attempt, Generation, Identity, Sampling, Toke
 from isonomy.sdk.records import (
     CheckIdentity,
     Entry,
+    Gap,
     Intent,
     Opening,
     Output,
@@ -262,6 +263,29 @@ def opening(call_id: str, *, at: int = 0, session: str = "session-1") -> Entry:
             process=4711,
             check="secrets",
             effect="lookup",
+        )
+    )
+
+
+def gap(*, at: int = 0) -> Entry:
+    """Three records that were lost in a minute: two of a call, one of another."""
+    since = START + at * 1_000_000_000
+    return Entry(
+        Gap(
+            call_id="gap-1",
+            session="",
+            subject="",
+            wall_ns=since + 60_000_000_000,
+            monotonic_ns=at,
+            host="host-a",
+            process=4711,
+            since_ns=since,
+            until_ns=since + 60_000_000_000,
+            entries=3,
+            calls=1,
+            lost={"lost": {"intent": 1, "result": 1}},
+            unnamed=1,
+            reason="the disk is full",
         )
     )
 

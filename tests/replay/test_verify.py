@@ -407,7 +407,7 @@ OTHER: dict[str, Callable[[str], str]] = {
 
 def test_every_typed_column_is_compared(filled: ReplayLog, journal: JournalLog, path: Path) -> None:
     """Every column in turn; the n-th of every table at the same time, for speed."""
-    journal.append(making.segments("call-intended", ["hé", "llo"]))
+    journal.append([*making.segments("call-intended", ["hé", "llo"]), making.gap()])
     ingest(path)
     published = (path / "audit.duckdb").read_bytes()
     tables = {table: columns for table, columns in TABLES.items() if table != "damaged"}

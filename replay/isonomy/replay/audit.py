@@ -1,8 +1,8 @@
-"""The DuckDB log: its tables, its documented views, and moving rows into it.
+"""The DuckDB log: its tables, its documented views and macros, and moving rows into it.
 
-Base tables live in the schema `stored`, views in `main`; a query that adds the journal's tail
-builds the same views over the union of both. The definition of a view never depends on where it
-stands, so verification can compare a log's catalogue with a fresh one, text for text.
+Base tables live in the schema `stored`, views and macros in `main`; a query that adds the journal's
+tail builds the same views over the union of both. No definition depends on where it stands, so
+verification can compare a log's catalogue with a fresh one, text for text.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from .macros import MACROS
 from .projection import CONTENTS, TABLES, Projection, Row
 from .views import COMMENTS, VIEWS
 
 if TYPE_CHECKING:
     import duckdb
 
-AUDIT_SCHEMA: Final = 2
-"""Version of tables and views; a log of another version is rebuilt from the journal."""
+AUDIT_SCHEMA: Final = 3
+"""Version of tables, views and macros; a log of another version is rebuilt from the journal."""
 
 ALL_TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {**TABLES, "contents": CONTENTS}
 STATE: Final = (("name", "VARCHAR"), ("value", "VARCHAR"))
@@ -37,7 +38,7 @@ def create_tables(connection: duckdb.DuckDBPyConnection, schema: str = "stored")
 
 
 def create_views(connection: duckdb.DuckDBPyConnection, *, documented: bool = True) -> None:
-    """Create the views, with a comment on each and on each of their columns if `documented`."""
+    """Create views and macros, with comments on them and on columns if `documented`."""
     statements: list[str] = []
     for name, view in VIEWS.items():
         statements.append(f"CREATE VIEW main.{name} AS {view.sql}")
@@ -48,6 +49,11 @@ def create_views(connection: duckdb.DuckDBPyConnection, *, documented: bool = Tr
             f'COMMENT ON COLUMN main.{name}."{column}" IS {literal(COMMENTS[name, column])}'
             for column in view.columns
         )
+    for name, macro in MACROS.items():
+        parameters = ", ".join(macro.parameters)
+        statements.append(f"CREATE MACRO main.{name}({parameters}) AS TABLE {macro.sql}")
+        if documented:
+            statements.append(f"COMMENT ON MACRO TABLE main.{name} IS {literal(macro.comment)}")
     connection.execute(";".join(statements))
 
 
@@ -113,7 +119,8 @@ def catalogue(connection: duckdb.DuckDBPyConnection, database: str) -> list[tupl
         " FROM duckdb_views() WHERE NOT internal",
         "SELECT 'column', schema_name || '.' || table_name || '.' || column_name,"
         " data_type || coalesce(comment, '') FROM duckdb_columns() WHERE NOT internal",
-        "SELECT 'function', schema_name || '.' || function_name, macro_definition"
+        "SELECT 'function', schema_name || '.' || function_name, function_type ||"
+        " parameters::VARCHAR || coalesce(macro_definition, '') || coalesce(comment, '')"
         " FROM duckdb_functions() WHERE NOT internal",
         "SELECT 'type', schema_name || '.' || type_name, logical_type FROM duckdb_types()"
         " WHERE NOT internal",

@@ -27,7 +27,15 @@ from isonomy.sdk.events import (
     Unjudged,
 )
 from isonomy.sdk.generation import Attempt, Generation, TokenTrace
-from isonomy.sdk.records import Intent, Opening, Output, RequestContent, Result, Segment
+from isonomy.sdk.records import (
+    Gap,
+    Intent,
+    Opening,
+    Output,
+    RequestContent,
+    Result,
+    Segment,
+)
 from isonomy.sdk.vocabulary import Message
 
 from .checking import Examined
@@ -205,6 +213,19 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("duration_ns", "BIGINT"),
         ("wait_ns", "BIGINT"),
     ),
+    "gaps": (
+        ("record", "BIGINT"),
+        ("call_id", "VARCHAR"),
+        ("since_ns", "BIGINT"),
+        ("until_ns", "BIGINT"),
+        ("entries", "BIGINT"),
+        ("calls", "BIGINT"),
+        ("lost", "VARCHAR"),
+        ("unnamed", "BIGINT"),
+        ("reason", "VARCHAR"),
+        ("host", "VARCHAR"),
+        ("process", "BIGINT"),
+    ),
     "damaged": (
         ("record", "BIGINT"),
         ("call_id", "VARCHAR"),
@@ -269,6 +290,22 @@ def project(examined: Examined, rows: Projection) -> None:
             )
         case Result():
             _result(number, record, examined.payloads, rows)
+        case Gap():
+            rows["gaps"].append(
+                (
+                    number,
+                    call,
+                    _big(record.since_ns),
+                    _big(record.until_ns),
+                    _big(record.entries),
+                    _big(record.calls),
+                    _json(record.lost),
+                    _big(record.unnamed),
+                    record.reason,
+                    record.host,
+                    _big(record.process),
+                )
+            )
     body = examined.payloads.get("events")
     exact = _decode(body, list[msgspec.Raw]) or ()
     for event, text in zip(_decode(body, tuple[Event, ...]) or (), exact, strict=False):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from . import audit
 from .directory import AUDIT, LogDirectory
 from .errors import DamagedLog, QueryFailed, QueryRefused
+from .macros import MACROS
 from .projection import Projection
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _QUERY_NODES: Final = frozenset(
 )
 _TABLE_FUNCTIONS: Final = frozenset(
     [
+        *MACROS,
         "duckdb_columns",
         "duckdb_functions",
         "duckdb_keywords",

@@ -444,7 +444,11 @@ _DEFINITIONS: Final = {
         (
             ("sequence", "r.record", "sequence number in the log, from 1 without gaps"),
             ("call_id", "r.call_id", _CALL),
-            ("kind", "r.kind", "opening, intent, segment or result"),
+            (
+                "kind",
+                "r.kind",
+                "opening, intent, segment or result; gap where records were lost",
+            ),
             ("leaf", "r.leaf", "the hashed bytes, JSON: the record and its payloads' commitments"),
             ("leaf_hash", "r.leaf_hash", "SHA-256(0x00 || leaf), hexadecimal"),
         ),
@@ -469,6 +473,30 @@ _DEFINITIONS: Final = {
                 "number of the stored content; equal within a subject means equal bytes",
             ),
             ("json", "try(decode(c.body))", "the content as hashed, JSON text"),
+        ),
+    ),
+    "gaps": _view(
+        "FROM stored.gaps g",
+        "One row a gap: records that could not be written while calls went on, told afterwards.",
+        (
+            (
+                "since",
+                "make_timestamp(g.since_ns // 1000)",
+                "wall clock of the first loss, UTC, microseconds",
+            ),
+            ("until", "make_timestamp(g.until_ns // 1000)", "when writing was possible again, UTC"),
+            ("entries", "g.entries", "how many records were lost"),
+            ("calls", "g.calls", "of how many calls that are named in lost"),
+            ("lost", "g.lost", "by call id: how many records of which kind, JSON object"),
+            (
+                "unnamed",
+                "g.unnamed",
+                "how many of entries are of calls that are not named, as they were too many",
+            ),
+            ("reason", "g.reason", "the error of the first loss"),
+            ("host", "g.host", "host that could not write"),
+            ("process", "g.process", "process id on that host"),
+            ("record", "g.record", _RECORD),
         ),
     ),
     "damaged": _view(
