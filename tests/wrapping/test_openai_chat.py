@@ -11,6 +11,7 @@ from openai import AsyncOpenAI, OpenAI
 
 from isonomy.sdk import (
     AskHuman,
+    BackendError,
     Block,
     Blocked,
     Guard,
@@ -380,6 +381,23 @@ def test_a_replaced_answer_keeps_its_type_and_loses_what_nobody_checked(provider
     assert released._request_id is not None
     assert "top" not in released.model_dump_json().replace("stop", "")
     assert reply_of(released).verdict == "replace"
+
+
+@pytest.mark.parametrize("asked", [{}, {"n": 2}, {"n": "3"}])
+def test_answers_that_nobody_asked_for_are_not_released(provider, client, asked):
+    choices = [
+        {"index": index, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        for index, text in enumerate(["fine", "fine", "the secret"])
+    ]
+    frame = {"id": "x", "object": "chat.completion", "created": 1, "model": "m"}
+    provider.answer = lambda body: {**frame, "choices": choices}
+    call: Any = {"model": "m", "messages": HELLO, **asked}
+    with Guard(policy=[on_output(lambda text: "secret" not in text)]) as guard:
+        with pytest.raises(BackendError, match=r"holds 3 answers where . can be judged"):
+            guard.wrap(client).chat.completions.create(**call)
+        call["n"] = 3
+        judged = guard.wrap(client).chat.completions.create(**call)
+    assert [c.finish_reason for c in judged.choices] == ["stop", "stop", "content_filter"]
 
 
 def test_a_call_blocked_at_the_input_is_not_sent(provider, client, acall):

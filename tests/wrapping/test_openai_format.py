@@ -225,6 +225,20 @@ def test_a_changed_answer_loses_what_nobody_checked():
     assert choice["message"]["tool_calls"] == [WEATHER]
 
 
+def test_reasoning_that_is_told_twice_is_judged_wherever_it_differs():
+    differing = {"role": "assistant", "reasoning_content": "a", "reasoning": "b", "content": "c"}
+    (message,) = messages_of([differing])
+    assert message.content == (Reasoning("a"), Reasoning("b"), Text("c"))
+    assert item_of(message, differing) == [differing]
+    (message,) = messages_of([same := {**differing, "reasoning": "a"}])
+    assert message.content == (Reasoning("a"), Text("c"))
+    assert item_of(message, same) == [same]
+    changed = Message("assistant", (Reasoning("[hidden]"), Text("c")))
+    without = {"role": "assistant", "content": "c"}
+    assert item_of(changed, same) == [{**without, "reasoning_content": "[hidden]"}]
+    assert item_of(Message("assistant", (Text("c"),)), same) == [without]
+
+
 def test_speech_is_text_and_sound():
     audio = {"id": "a1", "data": "QUJD", "transcript": "Hello", "expires_at": 1}
     candidate = candidate_of({"message": {"content": None, "audio": audio}})

@@ -13,6 +13,7 @@ from openai import AsyncOpenAI
 
 from isonomy.sdk import (
     Allow,
+    BackendError,
     Block,
     Blocked,
     Guard,
@@ -697,6 +698,53 @@ def test_reasoning_and_parts_that_are_not_known_wait_and_are_shown_to_checks(pro
         chunks = dumped(guard.wrap(client).chat.completions.create(**given))
     assert said(chunks) == "HELLO"
     assert "secret" not in json.dumps(chunks)
+
+
+def test_speech_in_a_stream_is_judged_and_unchanged(provider, client):
+    def chunk(delta: Any, finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return f"data: {json.dumps({**CHUNK, 'choices': [choice]})}\n\n".encode()
+
+    body = [
+        chunk({"role": "assistant", "audio": {"id": "a1", "transcript": "Hel"}}),
+        chunk({"audio": {"transcript": "lo"}}),
+        chunk({"audio": {"data": "QUJD", "expires_at": 1}}),
+        chunk({}, "stop"),
+        b"data: [DONE]\n\n",
+    ]
+    provider.answer = lambda _: Raw(*body, type="text/event-stream")
+    given = {"model": "m", "messages": HELLO, "stream": True}
+    expected = dumped(client.chat.completions.create(**given))
+    for lookback in (0, "all"):
+        with Guard(policy=[on_output(lambda text: True, lookback=lookback)]) as guard:
+            wrapped = guard.wrap(client).chat.completions.create(**given)
+            assert dumped(wrapped) == expected
+            assert reply_of(wrapped).text == "Hello"
+    with Guard(policy=[on_output(lambda text: "Hello" not in text)]) as guard:
+        told = dumped(guard.wrap(client).chat.completions.create(**given))
+    assert said(told) == guard.policy.refusal
+    assert "QUJD" not in json.dumps(told)
+
+
+def test_an_answer_that_nobody_asked_for_ends_a_stream(provider, client):
+    def chunk(index: int, delta: Any, finish: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "finish_reason": finish}
+        return f"data: {json.dumps({**CHUNK, 'choices': [choice]})}\n\n".encode()
+
+    call = {"index": 0, "id": "c", "type": "function"}
+    call["function"] = {"name": "secret", "arguments": "{}"}
+    body = [
+        chunk(0, {"role": "assistant", "content": "fine"}),
+        chunk(1, {"role": "assistant", "tool_calls": [call]}),
+        chunk(0, {}, "stop"),
+        chunk(1, {}, "tool_calls"),
+        b"data: [DONE]\n\n",
+    ]
+    provider.answer = lambda _: Raw(*body, type="text/event-stream")
+    with Guard(policy=[on_output(lambda text: True)]) as guard:
+        stream = guard.wrap(client).chat.completions.create(model="m", messages=HELLO, stream=True)
+        with pytest.raises(BackendError, match="holds 2 answers"):
+            dumped(stream)
 
 
 def test_replies_are_kept_no_longer_than_what_they_belong_to(provider, client):

@@ -118,6 +118,10 @@ class ChatReader:
                 elif said:
                     plain = False
                     text += "".join(part["text"] for part in said if part.get("type") == "text")
+            spoken = delta.get("audio")
+            if isinstance(spoken, Mapping) and isinstance(said := spoken.get("transcript"), str):
+                plain = False
+                text += said
         return text, plain
 
     def response(self) -> Event:

@@ -245,7 +245,7 @@ class Exchange:
             body = json.loads(http.content)
             if not isinstance(body, dict):
                 raise InvalidResponse("it is no JSON object")
-            answers = self.wire.answers(body)
+            answers = self._expected(request, self.wire.answers(body))
         except json.JSONDecodeError as error:
             kind = str(http.headers.get("content-type", "")).partition(";")[0]
             said = f"it is not JSON but {kind or 'of no type'}: {error}"
@@ -256,6 +256,18 @@ class Exchange:
         if not _is_nested(request):
             self.received.append(received)
         return received
+
+    def _expected(self, request: Request, answers: list[Candidate]) -> list[Candidate]:
+        """Return the answers of a response, if there is a guarded call for each.
+
+        Raises:
+            InvalidResponse: there are more than were asked for; nobody would judge the others.
+        """
+        first = not _is_nested(request) and not any(kept.answers for kept in self.received)
+        most = self.asked.n if first else 1
+        if len(answers) > most:
+            raise InvalidResponse(f"it holds {len(answers)} answers where {most} can be judged")
+        return answers
 
     # Streams.
 
@@ -279,7 +291,7 @@ class Exchange:
             raise self._failed(error) from error
         finally:
             http.close()
-        return self._complete(received, reader)
+        return self._complete(request, received, reader)
 
     async def _alistened(
         self, request: Request, http: Any, on_text: Callable[[str], None] | None
@@ -298,7 +310,7 @@ class Exchange:
             raise self._failed(error) from error
         finally:
             await http.aclose()
-        return self._complete(received, reader)
+        return self._complete(request, received, reader)
 
     def _listening(
         self, request: Request, http: Any, on_text: Callable[[str], None] | None
@@ -329,10 +341,10 @@ class Exchange:
 
         return received, reader, take
 
-    def _complete(self, received: Received, reader: Reader) -> Received:
+    def _complete(self, request: Request, received: Received, reader: Reader) -> Received:
         received.body = reader.response()
         try:
-            received.answers = self.wire.answers(received.body)
+            received.answers = self._expected(request, self.wire.answers(received.body))
         except InvalidResponse as error:
             raise self._unusable(str(error)) from None
         if self.asked.n == 1 and received.answers[0].text != received.text:

@@ -235,8 +235,9 @@ def slots_of(item: Any, *, where: str, carry: Collection[str] = ()) -> list[Slot
         return [Slot("content", _tool_result(item, role, content, where), content)]
     slots = [
         Slot(name, Reasoning(said), said)
-        for name in REASONING[: 1 if item.get(REASONING[0]) else 2]
+        for name in REASONING
         if isinstance(said := item.get(name), str) and said
+        if name == REASONING[0] or said != item.get(REASONING[0])  # what is said twice counts once
     ]
     if isinstance(content, str):
         slots.append(Slot("content", Text(content), content))
@@ -422,6 +423,9 @@ def item_of(message: Message, original: Mapping[str, Any] | None = None) -> list
     item: dict[str, Any] = {"role": message.role} if original is None else dict(original)
     for name in {slot.field for slot in slots} - set(fields):
         item.pop(name)
+    said, again = ((original or {}).get(name) for name in REASONING)
+    if said and said == again and fields.get(REASONING[0]) != [said]:
+        item.pop(REASONING[1])  # it said once more what is not said now
     content = fields.pop("content", [])
     as_text = not isinstance(item.get("content"), list | tuple)
     if len(content) == 1 and as_text and _is_text(content[0]):
