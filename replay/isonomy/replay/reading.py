@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from isonomy.sdk.errors import LogError
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from .replaying import Replayed
     from .verification import Report
 
+_TOGETHER = 200
+"""Calls that are read of one state of the journal, by who reads many."""
 TAIL_LIMIT = 2000
 """Records beyond the published DuckDB log that a query reads from the journal itself, at most."""
 TAIL_BYTES = 64 << 20
@@ -76,7 +79,8 @@ class ReplayLog:
         with self._journal() as journal:
             known = checking.subjects(journal)
             ids = journal.execute(
-                "SELECT call_id FROM records GROUP BY call_id ORDER BY min(sequence) DESC LIMIT ?",
+                "SELECT call_id FROM records WHERE kind <> 'gap' GROUP BY call_id"
+                " ORDER BY min(sequence) DESC LIMIT ?",
                 (-1 if limit is None else limit,),
             ).fetchall()
             return [_call(journal, known, str(call_id)) for (call_id,) in ids]
@@ -98,6 +102,30 @@ class ReplayLog:
             if call_id and len(begun) == 1:
                 return _call(journal, known, begun[0])
             raise self._no_such_call(journal, call_id, begun)
+
+    def each(self, call_ids: Iterable[str]) -> Iterator[tuple[str, tuple[checking.Examined, ...]]]:
+        """Yield calls by their whole ids: id and records, checked; nothing more of them is held.
+
+        The journal is opened anew for every `_TOGETHER` of them, so that who reads a long log keeps
+        nobody from cutting its write-ahead log.
+
+        Raises:
+            LogError: the log can't be read.
+        """
+        wanted = iter(call_ids)
+        while some := tuple(islice(wanted, _TOGETHER)):
+            with self._journal() as journal:
+                known = checking.subjects(journal)
+                for call_id in some:
+                    raws = checking.read_call(journal, call_id)
+                    yield call_id, tuple(checking.examine(raw, known) for raw in raws)
+
+    @property
+    def log_id(self) -> str:
+        """The log's own id, made up when it was created."""
+        with self._journal() as journal:
+            found = journal.execute("SELECT value FROM meta WHERE name = 'log'").fetchone()
+            return str(found[0])
 
     def sql(self, query: str, *, params: Parameters | None = None) -> duckdb.DuckDBPyRelation:
         """Ask one SELECT over the log's views and return DuckDB's relation.

@@ -53,7 +53,7 @@ _DEFINITIONS: Final = {
                 "whose data the call holds: the unit of erasure",
             ),
             ("actor", "i.actor", "who asked, as the application named them"),
-            ("operation", "i.operation", "how it was asked: chat, stream or resume"),
+            ("operation", "i.operation", "how it was asked: chat, stream, resume; or import"),
             (
                 "resumes",
                 "i.resumes",

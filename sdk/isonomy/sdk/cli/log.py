@@ -226,3 +226,6 @@ def print_script() -> None:
 def _clip(text: str | None, width: int = 48) -> str:
     text = " ".join((text or "").split())
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+from . import exchange  # noqa: E402, F401 (adds its commands to the group above)
