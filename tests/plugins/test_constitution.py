@@ -405,6 +405,16 @@ def test_the_built_in_engine_is_judged(tmp_path: Path) -> None:
         assert replayed.reexecuted == 2
 
 
+def test_a_constitution_made_in_code_is_replayed_from_its_record(tmp_path: Path) -> None:
+    """Its record names no file, and says so; the policy that is built from it says the same."""
+    sampling = Sampling(seed=7, max_tokens=4)
+    with Guard("local:demo", [laws(on_breach="flag")], tmp_path, sampling=sampling) as kept:
+        answered = kept.chat("Where is my order?")
+    with ReplayLog(tmp_path) as log:
+        replayed = log.replay(answered.call_id)
+    assert replayed.status == "verified", replayed.sentence()
+
+
 def test_sql_shows_critiques_and_rankings(tmp_path: Path) -> None:
     model = assistant("boom", "kind tea", revised="rude tea")
     with guard(model, laws(backend="judge"), log=tmp_path, candidates=2, judge=judge()) as kept:

@@ -141,7 +141,7 @@ class Constitution(_Named, frozen=True, kw_only=True, eq=False, forbid_unknown_f
     def in_full(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return settings of a policy file as they are recorded: with the laws themselves."""
         read = msgspec.to_builtins(self.principles, order="deterministic")
-        kept = {key: value for key, value in settings.items() if key != "file"}
+        kept = {key: value for key, value in settings.items() if key != "file" or not value}
         return {**kept, "name": self.name, "principles": read}
 
     @hookimpl
