@@ -267,9 +267,10 @@ def opening(call_id: str, *, at: int = 0, session: str = "session-1") -> Entry:
     )
 
 
-def gap(*, at: int = 0) -> Entry:
-    """Three records that were lost in a minute: two of a call, one of another."""
+def gap(*, at: int = 0, lost: dict[str, dict[str, int]] | None = None, unnamed: int = 1) -> Entry:
+    """Records that were lost in a minute: unless said otherwise two of a call, one of another."""
     since = START + at * 1_000_000_000
+    lost = {"lost": {"intent": 1, "result": 1}} if lost is None else lost
     return Entry(
         Gap(
             call_id="gap-1",
@@ -281,10 +282,10 @@ def gap(*, at: int = 0) -> Entry:
             process=4711,
             since_ns=since,
             until_ns=since + 60_000_000_000,
-            entries=3,
-            calls=1,
-            lost={"lost": {"intent": 1, "result": 1}},
-            unnamed=1,
+            entries=sum(count for kinds in lost.values() for count in kinds.values()) + unnamed,
+            calls=len(lost),
+            lost=lost,
+            unnamed=unnamed,
             reason="the disk is full",
         )
     )

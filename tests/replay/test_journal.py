@@ -9,11 +9,12 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import duckdb  # noqa: F401 (before privileges are dropped, which may hide it)
+import msgspec
 import pytest
 from tests.replay import making
 
@@ -158,31 +159,36 @@ def test_processes_create_and_share_a_log(path: Path) -> None:
 def test_a_fork_while_threads_write_leaves_both_sides_able_to_write(
     journal: JournalLog, path: Path
 ) -> None:
+    """What the parent's threads had queued is theirs: the child must not write it, too."""
     stop = threading.Event()
-    written = 0
+    written = [0] * 4
 
-    def work() -> None:
-        nonlocal written
+    def work(worker: int) -> None:
         while not stop.is_set():
-            journal.append([making.opening(f"parent-{written}")])
-            written += 1
+            journal.append([making.opening(f"parent-{worker}-{written[worker]}")])
+            written[worker] += 1
 
-    thread = threading.Thread(target=work)
-    thread.start()
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
     try:
-        for number in range(5):
-            child = _fork_and_append(journal, f"child-{number}")
-            _, status = os.waitpid(child, 0)
+        for number in range(8):
+            entry = making.opening(f"child-{number}")
+            _, status = os.waitpid(alone(lambda entry=entry: journal.append([entry])), 0)  # type: ignore[misc]
             assert status == 0
     finally:
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
     journal.append([making.opening("after")])
     report = ReplayLog(path).verify()
-    assert (report.records, report.findings) == (written + 5 + 1, ())
+    assert (report.records, report.findings) == (sum(written) + 8 + 1, ())
+    ids = [call.call_id for call in ReplayLog(path).calls()]
+    assert len(set(ids)) == len(ids) == report.records
 
 
-def _fork_and_append(journal: JournalLog, call_id: str) -> int:
+def alone(work: Callable[[], object]) -> int:
+    """Fork a child that does `work`; return its process id. It exits with 0 if that went well."""
     import warnings
 
     with warnings.catch_warnings():  # Python 3.12 warns of a fork beside threads: it is the point.
@@ -191,7 +197,7 @@ def _fork_and_append(journal: JournalLog, call_id: str) -> int:
     if child:
         return child
     try:
-        journal.append([making.opening(call_id)])
+        work()
         os._exit(0)
     except BaseException:
         os._exit(1)
@@ -211,6 +217,48 @@ def test_multiprocessing_with_fork(journal: JournalLog, path: Path) -> None:
         assert child.exitcode == 0
     journal.append([making.opening("parent-again")])
     assert ReplayLog(path).verify().records == 5
+
+
+def write_to(path: str, worker: int) -> None:
+    """Write some records: what a process does that shares nothing with the one that started it."""
+    with open_log(path) as log:
+        for number in range(5):
+            log.append([making.opening(f"spawned-{worker}-{number}")])
+
+
+def test_multiprocessing_with_spawn(journal: JournalLog, path: Path) -> None:
+    journal.append([making.opening("parent")])
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=write_to, args=(str(path), worker)) for worker in range(2)]
+    for child in children:
+        child.start()
+    journal.append([making.opening("parent-again")])
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    report = ReplayLog(path).verify()
+    assert (report.records, report.findings) == (12, ())
+
+
+# Order is sequence, never time.
+
+
+def test_a_clock_that_goes_back_and_hosts_whose_clocks_are_apart(
+    journal: JournalLog, path: Path
+) -> None:
+    for number, at in enumerate([50, 10, 90, -40_000, 60]):
+        entry = making.intent(f"call-{number}", "x", at=at)
+        record = msgspec.structs.replace(entry.record, host=f"host-{number % 2}")
+        journal.append([msgspec.structs.replace(entry, record=record)])
+        journal.append([making.result(f"call-{number}", ["y"], at=at - 5)])
+    expected = [f"call-{number}" for number in range(5)]
+    log = ReplayLog(path)
+    assert [call.call_id for call in log.calls()] == expected[::-1]
+    for _ in range(2):
+        rows = log.sql("select call_id, host from calls order by sequence").fetchall()
+        assert rows == [(name, f"host-{at % 2}") for at, name in enumerate(expected)]
+        log.refresh()
+    assert log.verify().findings == ()
 
 
 # What is not a log, or can't be written.

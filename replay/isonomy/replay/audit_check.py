@@ -103,9 +103,9 @@ class AuditCheck(Audited):
             return
         if len(self._ask(f"FROM {_NAME}.stored.state")) != 4:
             self._find("its table state was altered")
-        if self._ask(f"SELECT coalesce(max(content), 0) FROM {_NAME}.stored.contents") != [
-            (contents,)
-        ]:
+        # Below zero are bodies that stand in their records: a log may have no others.
+        highest = f"SELECT greatest(coalesce(max(content), 0), 0) FROM {_NAME}.stored.contents"
+        if self._ask(highest) != [(contents,)]:
             self._find("its contents do not end where its state says")
         self._check_catalogue()
 

@@ -298,8 +298,12 @@ def check(
 
 
 def flush(connection: sqlite3.Connection) -> None:
-    """Flush whatever any process has written so far, by a transaction that changes nothing."""
-    connection.execute("UPDATE meta SET value = value WHERE name = 'log'")
+    """Flush whatever any process has written so far.
+
+    A transaction that changes nothing, and yet writes a page (an UPDATE to equal values writes
+    none, and so flushes nothing).
+    """
+    connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
 
 
 def checkpoint(directory: LogDirectory) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from isonomy.sdk.errors import LogError
-from isonomy.sdk.records import Result, Segment
+from isonomy.sdk.records import Gap, Record, Result, Segment
 
 from . import checking, database
 from .checking import Examined
@@ -203,6 +203,40 @@ def _failed(error: Exception, directory: LogDirectory) -> Finding:
     return Finding(file=JOURNAL, problem=f"it can't be read ({error}{f', {name}' if name else ''})")
 
 
+class Lost:
+    """What the gaps of a log explain: records that are not there, and were never written."""
+
+    def __init__(self) -> None:
+        self._named: dict[str, dict[str, int]] = {}
+        self._first: dict[str, int] = {}
+        self._unnamed: dict[tuple[str, int], int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._named or self._unnamed)
+
+    def add(self, gap: Gap, sequence: int) -> None:
+        """Take note of a gap: record `sequence`."""
+        for call_id, kinds in gap.lost.items():
+            known = self._named.setdefault(call_id, {})
+            self._first.setdefault(call_id, sequence)
+            for kind, count in kinds.items():
+                known[kind] = known.get(kind, 0) + count
+        if gap.unnamed:
+            self._unnamed.setdefault((gap.host, gap.process), sequence)
+
+    def explains(self, record: Record, sequence: int, kind: str, count: int) -> bool:
+        """Return whether a gap before `record` says that so many records of a kind were lost.
+
+        A gap that could not name all calls explains whatever its process wrote later.
+        """
+        if not count > 0:
+            return False
+        named = self._first.get(record.call_id, sequence) < sequence
+        if named and self._named[record.call_id].get(kind, 0) >= count:
+            return True
+        return self._unnamed.get((record.host, record.process), sequence) < sequence
+
+
 class _JournalCheck:
     def __init__(
         self,
@@ -222,6 +256,7 @@ class _JournalCheck:
         self.segments: dict[str, int] = {}  # of calls without a result so far: how many left
         self.version = database.SCHEMA
         self.used: set[int] = set()
+        self.lost = Lost()
         self.hidden = False  # whether some record does not say what it uses
 
     def run(self, audited: Audited | None, progress: Progress | None) -> int:
@@ -359,18 +394,30 @@ class _JournalCheck:
     def segment(self, examined: Examined) -> None:
         """Check that what left as a stream is numbered without a gap."""
         record = examined.record
+        if isinstance(record, Gap):
+            self.lost.add(record, examined.raw.sequence)
         if isinstance(record, Result):
             self.segments.pop(record.call_id, None)
         if not isinstance(record, Segment):
             return
         expected = self.segments.get(record.call_id, 0)
-        if record.number != expected:
+        lost = record.number - expected
+        if lost and not self.lost.explains(record, examined.raw.sequence, "segment", lost):
             self.find(
                 f"it is segment {record.number} of its call, and number {expected} should follow",
                 sequence=examined.raw.sequence,
                 call_id=record.call_id,
             )
         self.segments[record.call_id] = record.number + 1
+
+    def explained(self, sequence: int) -> bool:
+        """Return whether a record's intent was lost, as a gap before it says."""
+        if not self.lost:
+            return False
+        for raw in checking.read_range(self.journal, sequence, sequence):
+            record = checking.examine(raw, {}).record
+            return record is not None and self.lost.explains(record, sequence, "intent", 1)
+        return False
 
     def missing(self, first: int, last: int, why: str) -> None:
         which = f"record {first} is" if first == last else f"records {first} to {last} are"
@@ -416,12 +463,13 @@ class _JournalCheck:
             "SELECT sequence, call_id, kind FROM records r WHERE kind IN ('segment', 'result') AND "
             "NOT EXISTS (SELECT 1 FROM records i WHERE i.call_id = r.call_id AND i.kind = 'intent'"
             " AND i.sequence < r.sequence)"
-        ):
-            self.find(
-                f"it is a {kind} without an intent before it",
-                sequence=sequence,
-                call_id=str(call_id),
-            )
+        ).fetchall():
+            if not self.explained(sequence):
+                self.find(
+                    f"it is a {kind} without an intent before it",
+                    sequence=sequence,
+                    call_id=str(call_id),
+                )
         for sequence, call_id in ask(
             "SELECT sequence, call_id FROM records r WHERE kind = 'segment' AND EXISTS (SELECT 1 "
             "FROM records e WHERE e.call_id = r.call_id AND e.kind = 'result' AND e.sequence < "
