@@ -1,6 +1,6 @@
 """Filling the DuckDB log from the journal, and publishing it.
 
-    python -m isonomy.replay.ingest DIR [--rebuild]
+    python -m isonomy.replay.ingest DIR [--rebuild] [--background]
 
 One process does this at a time, under the log's lock, in a process of its own (`refresh` starts
 it): DuckDB takes one writing process, and must not share one with whoever serves calls. It starts
@@ -13,6 +13,9 @@ Invariant: between ingestions no file but `audit.duckdb` holds rows that could b
 verification, which compares that one with the journal, has seen everything. A working file that a
 crash, or anybody, left behind is deleted unread.
 
+In the background (`isonomy.replay.background` starts it so) it is nice to others, and SIGTERM asks
+it to publish what it has and end.
+
 A published file of another version is built anew from the journal. One that can't be read, or names
 another log, is damage: it is left as it is, as evidence, until someone asks for `rebuild`.
 """
@@ -22,9 +25,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -39,6 +44,7 @@ from .errors import DamagedLog, LogUnwritable
 from .hashing import HASH_BYTES
 from .leaves import LeavesFile
 from .query import damaged
+from .status import Last, last_ingestion, note_ingestion
 
 if TYPE_CHECKING:
     import duckdb
@@ -103,7 +109,26 @@ def ingest(path: str | os.PathLike[str], *, rebuild: bool = False) -> Ingested:
     """Do the work, in this process; meant for a process of its own."""
     directory = LogDirectory(path)
     directory.require()
-    with directory.locked(), database.explained(directory, writing=True):
+    with directory.locked():
+        begun = time.monotonic()
+        try:
+            done = _ingest(directory, rebuild=rebuild)
+        except LogError as error:
+            problem = " ".join(str(error).split())
+            former = last_ingestion(directory)
+            note_ingestion(
+                directory,
+                Last(former.record, time.time_ns(), time.monotonic() - begun, 0, problem),
+            )
+            raise
+        note_ingestion(
+            directory, Last(done.last, time.time_ns(), time.monotonic() - begun, done.records)
+        )
+    return done
+
+
+def _ingest(directory: LogDirectory, *, rebuild: bool) -> Ingested:
+    with database.explained(directory, writing=True):
         journal = database.connect(directory, writable=True)
         try:
             log_id = database.check(journal, directory, writing=True)["log"]
@@ -135,8 +160,10 @@ def _fill(
     try:
         _discard(directory)
         try:
-            done = _work(directory, journal, log_id, marks)
-            _publish(directory)
+            with _Stopping():
+                done = _work(directory, journal, log_id, marks)
+                database.flush(journal)  # What is published must not be lost from the journal.
+                _publish(directory)
         finally:
             _discard(directory)
         return done
@@ -200,6 +227,8 @@ def _work(
         for batch in _batches(journal, marks[0]):
             rows += _store(connection, journal, batch, marks, log_id)
             records += len(batch)
+            if _Stopping.asked:
+                break
         connection.execute("CHECKPOINT")
     return Ingested(records, rows, marks[0], fresh)
 
@@ -317,7 +346,9 @@ def _discard(directory: LogDirectory) -> None:
 def _complete_leaves(directory: LogDirectory, journal: sqlite3.Connection) -> None:
     leaves = LeavesFile(directory.leaves, writable=True)
     try:
-        absent = leaves.absent(checking.last_sequence(journal))
+        last = checking.last_sequence(journal)
+        database.flush(journal)  # `leaves` must never know of more than the journal.
+        absent = leaves.absent(last)
         leaves.fill(
             (sequence, digest)
             for sequence in absent
@@ -330,13 +361,39 @@ def _complete_leaves(directory: LogDirectory, journal: sqlite3.Connection) -> No
         leaves.close()
 
 
+class _Stopping:
+    """What SIGTERM does: while rows are taken it ends that, at any other time the process."""
+
+    asked = False
+    _working = False
+
+    def __enter__(self) -> None:
+        _Stopping._working = True
+
+    def __exit__(self, *_: object) -> None:
+        _Stopping._working = False
+
+    @staticmethod
+    def heed(*_: object) -> None:
+        """Handle the signal."""
+        if not _Stopping._working:
+            sys.exit(0)
+        _Stopping.asked = True
+
+
 def main(arguments: list[str]) -> int:
     """Run the ingestion; the result goes to standard output as JSON, an error to standard error."""
+    options = {"--rebuild", "--background"}
     rebuild = "--rebuild" in arguments
-    paths = [argument for argument in arguments if argument != "--rebuild"]
+    paths = [argument for argument in arguments if argument not in options]
     if len(paths) != 1:
-        print("usage: python -m isonomy.replay.ingest DIR [--rebuild]", file=sys.stderr)
+        print(
+            "usage: python -m isonomy.replay.ingest DIR [--rebuild] [--background]", file=sys.stderr
+        )
         return 2
+    if "--background" in arguments:
+        signal.signal(signal.SIGTERM, _Stopping.heed)
+        os.nice(10)
     try:
         print(json.dumps(msgspec.to_builtins(ingest(paths[0], rebuild=rebuild))))
     except LogError as error:

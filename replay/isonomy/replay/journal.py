@@ -48,6 +48,8 @@ from .turns import Queue, Request, Turns
 if TYPE_CHECKING:
     from isonomy.sdk.resuming import Left
 
+    from .background import Background
+
 _SHARED_KNOWN = 64
 """Bodies of shared content whose row is remembered, more or less."""
 
@@ -71,6 +73,7 @@ class JournalLog:
         durability: Durability = "call",
         on_full: OnFull = "fail",
         wait_seconds: float = 30.0,
+        background: bool = False,
         entropy: Entropy = os.urandom,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -82,6 +85,8 @@ class JournalLog:
             on_full: what `append` does where nothing can be written; see `durability`.
             wait_seconds: how long `append` waits for other writers, and with `on_full="wait"` for
                 anything that may pass, before it gives up.
+            background: whether what is written is ingested without anybody's asking; see
+                `isonomy.replay.background`.
             entropy: source of salts and keys.
             clock: nanoseconds since 1970, for records of gaps.
 
@@ -109,9 +114,14 @@ class JournalLog:
         self._shared: dict[bytes, int] = {}
         self._log_id: str | None = None
         self._closed = False
+        self._background: Background | None = None
         with self._lock:
             self._open()
         _open_journals.add(self)
+        if background:
+            from .background import Background
+
+            self._background = Background(self._directory)
 
     @property
     def path(self) -> str:
@@ -158,10 +168,14 @@ class JournalLog:
         """Insert records; with `only_first` none where the call has records already."""
         begun = time.monotonic()
         if self.settings.on_full == "wait":
-            return retried(
+            written = retried(
                 lambda: self._submit(Request(prepared, begun, only_first)), self.settings
             )
-        return self._submit(Request(prepared, begun, only_first))
+        else:
+            written = self._submit(Request(prepared, begun, only_first))
+        if self._background is not None and written:
+            self._background.note(written[-1])
+        return written
 
     def _submit(self, request: Request) -> list[int]:
         """Queue a request, and write all that is queued unless another thread does."""
@@ -190,6 +204,8 @@ class JournalLog:
             self._closed = True
             self._release()
         _open_journals.discard(self)
+        if self._background is not None:
+            self._background.close()
 
     def __enter__(self) -> JournalLog:
         return self
@@ -574,9 +590,16 @@ def open_log(
     durability: Durability = "call",
     on_full: OnFull = "fail",
     wait_seconds: float = 30.0,
+    background: bool = True,
 ) -> JournalLog:
     """Open the log at `path` for writing, creating it if nothing is there; see `JournalLog`."""
-    return JournalLog(path, durability=durability, on_full=on_full, wait_seconds=wait_seconds)
+    return JournalLog(
+        path,
+        durability=durability,
+        on_full=on_full,
+        wait_seconds=wait_seconds,
+        background=background,
+    )
 
 
 _open_journals: weakref.WeakSet[JournalLog] = weakref.WeakSet()

@@ -88,11 +88,11 @@ MACROS: Final[dict[str, Macro]] = {
     "timeline": Macro(
         ("call",),
         "WITH kept AS (SELECT sequence AS record, kind FROM main.records WHERE call_id = call),"
-        " times AS (SELECT sequence AS record, started_at AS time, input_text AS text FROM main.calls"
-        " WHERE call_id = call UNION ALL SELECT result_record, started_at + to_microseconds("
-        "(duration_ms * 1000)::BIGINT), output_text FROM main.calls WHERE call_id = call AND"
-        " result_record IS NOT NULL UNION ALL SELECT record, released_at, text FROM main.segments"
-        " WHERE call_id = call)"
+        " times AS (SELECT sequence AS record, started_at AS time, input_text AS text FROM"
+        " main.calls WHERE call_id = call UNION ALL SELECT result_record, started_at"
+        " + to_microseconds((duration_ms * 1000)::BIGINT), output_text FROM main.calls"
+        " WHERE call_id = call AND result_record IS NOT NULL UNION ALL SELECT record,"
+        " released_at, text FROM main.segments WHERE call_id = call)"
         " SELECT * FROM (SELECT k.record, NULL::BIGINT AS sequence, k.kind AS step, NULL AS stage,"
         " NULL AS check_id, NULL AS verdict, NULL AS reason, t.text, t.time, NULL::DOUBLE AS"
         " duration_ms FROM kept k LEFT JOIN times t ON t.record = k.record UNION ALL"

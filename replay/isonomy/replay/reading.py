@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .projection import Projection
     from .query import Parameters, Source
     from .replaying import Replayed
+    from .status import Status
     from .verification import Report
 
 _TOGETHER = 200
@@ -188,6 +189,16 @@ class ReplayLog:
         from .ingest import refresh
 
         return refresh(self._directory.path, rebuild=rebuild)
+
+    def status(self) -> Status:
+        """Tell how the log is doing: records, how far they are ingested, bytes on disk.
+
+        Raises:
+            LogError: the journal can't be read.
+        """
+        from .status import status
+
+        return status(self._directory)
 
     def verify(
         self,

@@ -228,4 +228,4 @@ def _clip(text: str | None, width: int = 48) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-from . import exchange  # noqa: E402, F401 (adds its commands to the group above)
+from . import exchange, log_status  # noqa: E402, F401 (add their commands to the group above)
