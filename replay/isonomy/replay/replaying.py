@@ -198,6 +198,13 @@ def _complete(stored: StoredCall) -> tuple[Intent, Result]:
             "the call's caller went away before it ended, and when can't be repeated. What had "
             "happened and left until then is in its record."
         )
+    for record in (intent, result):
+        for place in record.masked or ():
+            raise Refusal(
+                f"the log was told to mask {place.payload}{place.pointer} of this call, so what "
+                "was asked and answered can't be restored. A call that must stay replayable has "
+                "its content replaced by a check instead."
+            )
     missing = [(r.sequence, name) for r in stored.records for name in r.missing]
     if missing:
         raise Refusal(f"the payload {missing[0][1]!r} of record {missing[0][0]} is gone.")

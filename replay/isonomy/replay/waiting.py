@@ -38,6 +38,12 @@ def left(log: ReplayLog, call_id: str) -> Left | None:
             "for the whole list.",
             path=log.path,
         )
+    if intent.masked or result.masked:
+        raise LogError(
+            "the call that waits was masked in its log, and can't go on with what is left of it. "
+            "Let no mask apply to calls that wait for people.",
+            path=log.path,
+        )
     ended = stored.result_record
     assert ended is not None  # the result is in it
     try:

@@ -11,6 +11,13 @@ use = "local:demo"
 
 [log]
 path = "audit"            # a directory; relative to this file
+durability = "call"       # or "group", "relaxed": what has happened when a record is written
+on_full = "fail"          # or "wait", "gap": what happens where nothing can be written
+wait_seconds = 30         # how long a call waits for that
+background = true         # whether it is ingested for SQL without anybody's asking
+
+[[log.mask]]              # what the log must not hold; see isonomy.sdk.masking
+pattern = 'AC-[0-9]{6}'
 
 [environment]
 allow = ["TENANT"]        # what ${TENANT} may stand for; see isonomy.sdk.interpolation
@@ -44,7 +51,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -52,6 +59,7 @@ from . import interpolation, policyfile, tomlfile
 from .decoding import decode
 from .errors import ConfigError, InputError, PluginError
 from .generation import Backend, Sampling
+from .log import Mask
 from .policy import Policy
 from .policyfile import EnvironmentTable
 from .registry import Registry, nearest
@@ -61,9 +69,18 @@ _NO_MODEL = "the backend {!r} names no model: write NAME:MODEL, for example loca
 
 
 class LogTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[log]`` table."""
+    """The ``[log]`` table.
+
+    `mask` says what the log must not hold (`isonomy.sdk.masking`). All but that and `path` are
+    keywords of the log itself, which explains them: `isonomy.replay.durability`.
+    """
 
     path: str
+    durability: Literal["call", "group", "relaxed"] | None = None
+    on_full: Literal["fail", "wait", "gap"] | None = None
+    wait_seconds: Annotated[float, msgspec.Meta(ge=0, le=86_400)] | None = None
+    background: bool | None = None
+    mask: tuple[Mask, ...] = ()
 
 
 class BackendTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +105,7 @@ class FileTables(msgspec.Struct, frozen=True, kw_only=True):
 class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded configuration file. `log` is a path, already relative to the file's folder.
 
+    `log_options` are the log's keywords, where the file gives them;
     `serve` is as it stands: the gateway decodes it (`isonomy.sdk.gateway.settings`).
     """
 
@@ -99,6 +117,8 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     backends: dict[str, BackendTable] = {}
     serve: dict[str, Any] = {}
+    log_options: dict[str, Any] = {}
+    mask: tuple[Mask, ...] = ()
 
 
 def load(
@@ -121,7 +141,18 @@ def load(
     whole = decode_tables(tables, file=name)
     chosen = policyfile.assemble(name, tables, policy).build(values)
     outside = read_outside(tables, whole, chosen.registry, file=name, environ=values)
+    if outside["mask"]:
+        _require_usable(outside["mask"], chosen, name)
     return Configuration(file=name, policy=chosen, **outside)
+
+
+def _require_usable(mask: tuple[Mask, ...], policy: Policy, file: str) -> None:
+    from .masking import Masks
+
+    try:
+        Masks(mask, policy)
+    except InputError as error:
+        raise ConfigError(str(error), file=file, key="log.mask") from None
 
 
 def decode_tables(tables: Mapping[str, Any], *, file: str) -> FileTables:
@@ -183,6 +214,12 @@ def read_outside(
         "options": options,
         "sampling": sampling,
         "log": log,
+        "log_options": {
+            name: value
+            for name, value in filled.get("log", {}).items()
+            if name not in ("path", "mask")
+        },
+        "mask": whole.log.mask if whole.log is not None else (),
         "backends": backends,
         "serve": filled.get("serve", {}),
     }

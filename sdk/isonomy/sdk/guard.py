@@ -18,7 +18,7 @@ from .asking import Blocking, OnLoop, Waiting, drive
 from .calling import CallOptions, Messages, NoBackend, performance
 from .errors import ConfigError, InputError, LogError
 from .generation import Backend, Sampling
-from .log import Log
+from .log import Log, Mask
 from .performing import Performance, Reply, perform
 from .policy import Policy
 from .registry import Registry, nearest
@@ -31,6 +31,7 @@ from .world import Live, World
 if TYPE_CHECKING:
     from isonomy.replay import Replayed
 
+    from .masking import Masks
     from .releasing import Streaming
     from .resuming import Left, Memory
     from .streams import AsyncStream, Driver, Stream
@@ -55,6 +56,7 @@ class Guard:
         secrets: where `ctx.secret(name)` looks; values are never recorded.
         plugins: modules to load explicitly.
         options: keywords for the backend that a spec names.
+        mask: what the log must not hold; see `isonomy.sdk.masking`.
 
     Raises:
         ConfigError, PluginError, BackendError, LogError: what was passed can't be used; nothing
@@ -76,6 +78,7 @@ class Guard:
         secrets: Callable[[str], str | None] | None = None,
         plugins: Iterable[str] = (),
         options: dict[str, Any] | None = None,
+        mask: Iterable[Mask | Mapping[str, Any]] = (),
     ) -> None:
         if secrets is not None and not callable(secrets):
             raise InputError(
@@ -83,6 +86,7 @@ class Guard:
             )
         registry = Registry(plugins)
         self.policy = policy if isinstance(policy, Policy) else Policy(policy, registry=registry)
+        self._masks = _masks(mask, self.policy)
         self.sampling = checked(Sampling() if sampling is None else sampling)
         self.backend: Backend = (
             NoBackend()
@@ -160,22 +164,28 @@ class Guard:
         registry = settings.policy.registry
         opened = _open_backend(chosen, registry, options)
         further: dict[str, Backend] = {}
+        record = log if log is not None else settings.log
         try:
             _require_drawable(settings, opened)
             for name, table in settings.backends.items():
                 further[name] = config.open_backend(table.use, registry, **table.options)
+            if record is not None and not isinstance(record, Log):
+                record = _open_log(record, **settings.log_options)
             return cls(
                 opened,
                 settings.policy,
-                log if log is not None else settings.log,
+                record,
                 backends=further,
                 sampling=settings.sampling,
                 secrets=secrets,
+                mask=settings.mask,
             )
         except BaseException:
             for each in (opened, *further.values()):
                 if each is not backend:
                     each.close()
+            if isinstance(record, Log) and record is not log:
+                record.close()
             raise
 
     def chat(self, messages: Messages, **options: Unpack[CallOptions]) -> Reply:
@@ -364,6 +374,7 @@ class Guard:
             policy=self.policy,
             identity=backend.identity(),
             backends={name: each.identity() for name, each in self.backends.items()},
+            masks=self._masks,
         )
 
     def wrap(self, client: C, **options: Unpack[WrapOptions]) -> C:
@@ -462,9 +473,18 @@ def _require_drawable(settings: config.Configuration, backend: Backend) -> None:
         raise ConfigError(str(error), file=settings.file, key=key) from None
 
 
-def _open_log(log: str | os.PathLike[str]) -> Log:
+def _masks(mask: Iterable[Mask | Mapping[str, Any]], policy: Policy) -> Masks | None:
+    """Return what masks a log's records; `None` where nothing is to be masked."""
+    if not mask:
+        return None
+    from .masking import Masks
+
+    return Masks(mask, policy)
+
+
+def _open_log(log: str | os.PathLike[str], **options: Any) -> Log:
     path = os.fspath(log)
     if "\0" in path:
         raise LogError(f"a path can't hold a NUL character: {path!r}.", path=path)
-    opened: Log = Registry().find("log", "directory")(path)
+    opened: Log = Registry().find("log", "directory")(path, **options)
     return opened

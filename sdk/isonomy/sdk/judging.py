@@ -215,6 +215,8 @@ class Judging:
             if context is not None:
                 context.close()
             if answer.failure is None and type(answer.value) is Allow:
+                if trail.marking is not None:
+                    trail.marking(check.id, question, answer)
                 course.settled[key] = before
                 course.judged[target] = True
                 trail.add(
@@ -361,6 +363,8 @@ class Judging:
         """
         if isinstance(answer, Failed):
             return self._consequence(check, answer), None, None
+        if self.trail.marking is not None:
+            self.trail.marking(check.id, question, answer)
         stage = course.subject.stage
         verdict: Verdict | None = answer.value
         after: Any = None

@@ -183,6 +183,8 @@ class _Performing:
             observe=observers.event if observers is not None else None,
             before_effect=scribe.opening if scribe is not None else None,
         )
+        if scribe is not None:
+            self.trail.marking = scribe.marking
         self._pipeline = Pipeline(
             policy,
             performance.call,

@@ -84,6 +84,17 @@ def header_of(event: Event) -> EventHeader:
     )
 
 
+class Masked(msgspec.Struct, frozen=True):
+    """A place in a payload from which something was taken before it was recorded.
+
+    `pointer` is a JSON pointer (RFC 6901) into the payload; it ends where plain data begins, whose
+    keys are content.
+    """
+
+    payload: str
+    pointer: str
+
+
 class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     schema: int = SCHEMA_VERSION
     call_id: str
@@ -94,6 +105,8 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
     monotonic_ns: int
     host: str
     process: int
+    masked: tuple[Masked, ...] | msgspec.UnsetType = msgspec.UNSET
+    """What of its payloads was masked (`isonomy.sdk.masking`); not written where nothing was."""
 
 
 class Opening(_Record, frozen=True, tag="opening"):
@@ -110,7 +123,7 @@ class Intent(_Record, frozen=True, tag="intent"):
     """
 
     operation: str
-    """``chat``, ``stream`` or ``resume``."""
+    """``chat``, ``stream``, ``resume``, or ``import`` of a call that others recorded."""
     actor: str | None
     trace_id: str | None
     parent_id: str | None

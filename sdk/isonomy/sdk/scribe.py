@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -23,6 +23,7 @@ from .policy import Policy
 from .records import (
     Entry,
     Intent,
+    Masked,
     Opening,
     Output,
     Payload,
@@ -34,6 +35,11 @@ from .records import (
 )
 from .trail import Trail
 from .vocabulary import Call, Message
+
+if TYPE_CHECKING:
+    from .asking import Answer
+    from .contents import Question
+    from .masking import Masks
 
 _EVENTS = msgspec.json.Decoder(tuple[Event, ...])
 
@@ -52,8 +58,10 @@ class Scribe:
         policy: Policy,
         identity: Identity,
         backends: Mapping[str, Identity] | None = None,
+        masks: Masks | None = None,
     ) -> None:
         self.process = os.getpid()
+        self._masking = masks.masking() if masks is not None else None
         self._log = log
         self._call = call
         self._policy = policy
@@ -72,6 +80,11 @@ class Scribe:
             "host": _host(),
             "process": os.getpid(),
         }
+
+    @property
+    def marking(self) -> Callable[[str, Question, Answer], None] | None:
+        """Is to be told what checks say, where that decides what is masked."""
+        return self._masking.mark if self._masking is not None else None
 
     def opening(self, check: str, effect: str) -> None:
         """Record that a check is about to touch the outside world."""
@@ -127,9 +140,19 @@ class Scribe:
     ) -> Entry:
         """Build the intent record of what is known before the model is asked."""
         events, payloads = self._fresh(trail)
+        kept, masked = self._masked(
+            (
+                Payload("policy", self._policy.written, shared=True),
+                *payloads,
+                Payload("request", trail.scrub(content)),
+                self._told(trail, events),
+            ),
+            {*content.messages, *(content.admitted or ())},
+        )
         return Entry(
             Intent(
                 **self._stamp(),
+                masked=masked,
                 operation=operation,
                 actor=self._call.actor,
                 trace_id=self._call.trace_id,
@@ -145,16 +168,24 @@ class Scribe:
                 backends=self._backends,
                 resumes=resumes,
             ),
-            (
-                Payload("policy", self._policy.written, shared=True),
-                *payloads,
-                Payload("request", trail.scrub(content)),
-                self._told(trail, events),
-            ),
+            kept,
         )
+
+    def _masked(
+        self, payloads: tuple[Payload, ...], own: Iterable[int] = ()
+    ) -> tuple[tuple[Payload, ...], tuple[Masked, ...] | msgspec.UnsetType]:
+        """Return what is to be recorded of payloads, and where something was taken out."""
+        if self._masking is None:
+            return payloads, msgspec.UNSET
+        kept, masked = self._masking.masked(payloads, own)
+        return kept, masked or msgspec.UNSET
 
     def segment(self, trail: Trail, text: str, *, number: int, start: int) -> Entry:
         """Build the record of a piece of the answer that is about to leave."""
+        if self._masking is not None and self._masking.withholds:
+            body, masked = self._masking.withheld()
+            segment = Segment(**self._stamp(), number=number, start=start, masked=masked)
+            return Entry(segment, (Payload("text", body),))
         return Entry(
             Segment(**self._stamp(), number=number, start=start),
             (Payload("text", trail.scrub(text)),),
@@ -178,9 +209,18 @@ class Scribe:
     ) -> Entry:
         """Build the result record."""
         events, payloads = self._fresh(trail)
+        kept, masked = self._masked(
+            (
+                *payloads,
+                self._told(trail, events),
+                Payload("output", trail.scrub(output)),
+                *(() if pending is None else (Payload("pending", trail.scrub(pending)),)),
+            )
+        )
         return Entry(
             Result(
                 **self._stamp(),
+                masked=masked,
                 verdict=standing.verdict,
                 finish_reason=finish_reason,
                 usage=usage,
@@ -192,12 +232,7 @@ class Scribe:
                 token=token,
                 events=tuple(header_of(event) for event in events),
             ),
-            (
-                *payloads,
-                self._told(trail, events),
-                Payload("output", trail.scrub(output)),
-                *(() if pending is None else (Payload("pending", trail.scrub(pending)),)),
-            ),
+            kept,
         )
 
     def append(self, entries: list[Entry]) -> None:

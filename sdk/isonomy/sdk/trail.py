@@ -96,6 +96,8 @@ class Trail:
         self.messages: list[bytes] = []
         self.secrets: dict[str, str] = {}
         self.world = world
+        self.marking: Callable[[str, Any, Any], None] | None = None
+        """Is told what each check was asked, and answered, where its log masks what checks mark."""
         self.shadowed = 0
         """How many of the events are of checks on trial: they must not move anybody's draws."""
         self._sampling = sampling
