@@ -87,6 +87,13 @@ FAILURES: Final = (sqlite3.Error, UnicodeDecodeError)
 """What sqlite3 raises over a damaged file: its message may quote bytes that are no text."""
 
 
+_PASSES: Final = tuple(
+    f"SQLITE_{name}"
+    for name in ("READONLY", "CANTOPEN", "PERM", "FULL", "BUSY", "LOCKED", "PROTOCOL", "IOERR")
+)
+"""Errors that may be gone later, with the journal as it is."""
+
+
 @contextmanager
 def explained(directory: LogDirectory, *, writing: bool) -> Iterator[None]:
     """Turn whatever SQLite raises into one of the log's errors."""
@@ -142,7 +149,7 @@ def explain(error: Exception, directory: LogDirectory, *, writing: bool) -> LogE
     message = f"The log {path} can't be {verb} ({error}): {reason}"
     if not writing:
         return LogError(message, path=path)
-    return LogUnwritable(message, path=path, passes=not name.startswith("SQLITE_TOOBIG"))
+    return LogUnwritable(message, path=path, passes=name.startswith(_PASSES))
 
 
 def connect(

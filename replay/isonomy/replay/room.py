@@ -24,12 +24,21 @@ ROOM: Final = 4 << 20
 """Bytes put behind its end at a time."""
 
 
+_FRAME: Final = 8 << 10
+"""More bytes than a frame has, whose head is never all zeros."""
+
+
+def _has_room(descriptor: int, size: int) -> bool:
+    """Return whether another process has put room there already."""
+    return not any(os.pread(descriptor, _FRAME, size - _FRAME))
+
+
 class Room:
     """The file of a write-ahead log that is open. Not safe across a fork."""
 
     def __init__(self, path: str) -> None:
         """Open it; raises `OSError`."""
-        self._descriptor: int | None = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._size = os.fstat(self._descriptor).st_size
 
     def make(self, connection: sqlite3.Connection) -> None:
@@ -43,13 +52,13 @@ class Room:
         if size == self._size:
             return
         grown, self._size = size > self._size, size
-        if not grown or size < BEGIN:
+        if not grown or size < BEGIN or _has_room(descriptor, size):
             return
         with suppress(sqlite3.Error, OSError):
             connection.execute("BEGIN IMMEDIATE")
             try:
                 end = os.fstat(descriptor).st_size
-                if end == size:  # Otherwise another process has made room.
+                if not _has_room(descriptor, end):
                     os.pwrite(descriptor, bytes(ROOM), end)
                     os.fdatasync(descriptor)
             finally:
