@@ -164,7 +164,7 @@ class Check:
                     f"{self.use} has nothing to say at {stage!r}; it acts at: {', '.join(able)}.",
                     key=f"{self.id}.stages",
                 )
-        if not wanted:
+        if not wanted and able:  # an observer has none, and its record says so
             raise ConfigError("a check needs at least one stage.", key=f"{self.id}.stages")
         return tuple(s for s in STAGES if s in wanted)
 
@@ -172,6 +172,12 @@ class Check:
         """Return the same check under another id."""
         same = copy.copy(self)
         same.id = id
+        return same
+
+    def with_name(self, name: str) -> Check:
+        """Return the same check, known to be the plugin that is registered under a name."""
+        same = copy.copy(self)
+        same.use, same.named = name, True
         return same
 
     @property

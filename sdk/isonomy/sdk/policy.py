@@ -150,7 +150,7 @@ class Policy:
         self.candidates = candidates
         self.registry = registry or Registry()
         self.checks = self._with_unique_ids(
-            [item if isinstance(item, Check) else self._wrap(item) for item in checks]
+            [self._named(item) if isinstance(item, Check) else self._wrap(item) for item in checks]
         )
         self._by_stage = {
             stage: tuple(c for c in self.checks if stage in c.stages)
@@ -175,6 +175,11 @@ class Policy:
 
     def _wrap(self, item: Any) -> Check:
         return Check(item, use=self.registry.name_of("check", type(item)))
+
+    def _named(self, check: Check) -> Check:
+        """Return a check under its plugin's registered name, by which a replay finds it."""
+        name = None if check.named else self.registry.name_of("check", type(check.plugin))
+        return check if name is None else check.with_name(name)
 
     @staticmethod
     def _with_unique_ids(checks: list[Check]) -> tuple[Check, ...]:
