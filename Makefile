@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt $(wildcard kernels/CMakeLists.txt kernels/src/*)
 
-.PHONY: demo test check format lint types bench bench-peers bench-guards verify-math clean
+.PHONY: demo test torture check format lint types bench bench-peers bench-guards verify-math clean
 
 demo: $(VENV)/.local
 	$(BIN)/isonomy demo
@@ -31,6 +31,11 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+# Thousands of kill -9 at logs under load, and every check that takes samples otherwise: minutes.
+torture: $(VENV)/.dev
+	$(BIN)/python -m tests.torture
+	ISONOMY_TORTURE=1 $(BIN)/pytest tests/replay/test_verify.py tests/replay/test_durability.py
 
 # llama.cpp for the comparison in bench/, compiled for this machine: minutes. Needs CMake.
 bench-peers:

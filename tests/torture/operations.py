@@ -1,0 +1,143 @@
+"""What is killed beside the writers: each a function that changes a log and may die at any moment.
+
+A further one (sealing, erasing, retention) is added to `OPERATIONS`; what it takes away on purpose
+must be told by `World.gone`, everything else must still be there after every kill.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+
+from tests.replay import making
+
+from isonomy.replay import JournalLog, database, hashing, open_log, packing
+from isonomy.replay.directory import LogDirectory
+from isonomy.replay.ingest import ingest
+
+Acknowledge = Callable[[int, str, str], None]
+"""Takes sequence number, kind and call id of a record that is durable."""
+
+
+def write(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
+    """Write calls until killed: alone, in batches, with one thread or three, in any manner."""
+    import threading
+
+    log = JournalLog(path, durability=rng.choice(("call", "call", "group", "relaxed")))
+
+    def work(worker: int, draw: random.Random) -> None:
+        number = 0
+        while True:
+            number += 1
+            call_id = f"{name}-{worker}-{number}"
+            text = "x" * draw.choice((10, 100, 3000, 30_000))
+            entries = making.call(call_id, f"question {number} {text}", ["an", "swer"])
+            kinds = ("intent", "result")
+            if draw.random() < 0.3:
+                for sequence, kind in zip(log.append(entries), kinds, strict=True):
+                    acknowledge(sequence, kind, call_id)
+                continue
+            for entry, kind in zip(entries, kinds, strict=True):
+                (sequence,) = log.append([entry])
+                acknowledge(sequence, kind, call_id)
+
+    workers = [
+        threading.Thread(target=work, args=(at, random.Random(rng.random())), daemon=True)
+        for at in range(rng.choice((1, 1, 3)))
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def fork_and_write(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
+    """Write, fork while writing, and let both sides write on until both are killed."""
+    log = JournalLog(path)
+    log.append([making.opening(f"{name}-before")])
+    child = os.fork()
+    side = "child" if child == 0 else "parent"
+    number = 0
+    while child == 0 or os.waitpid(child, os.WNOHANG) == (0, 0):
+        number += 1
+        call_id = f"{name}-{side}-{number}"
+        (sequence,) = log.append([making.opening(call_id)])
+        acknowledge(sequence, "opening", call_id)
+        if side == "child" and number == 12:
+            os._exit(0)
+
+
+def ingest_again(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
+    """Ingest, now and then from nothing, until killed."""
+    while True:
+        ingest(path, rebuild=rng.random() < 0.2)
+
+
+def migrate(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
+    """Open a log for writing: of an earlier version, it becomes one of the newest."""
+    with open_log(path, background=False) as log:
+        (sequence,) = log.append([making.opening(f"{name}-migrated")])
+        acknowledge(sequence, "opening", f"{name}-migrated")
+
+
+OPERATIONS: Mapping[str, Callable[[Path, str, Acknowledge, random.Random], None]] = {
+    "write": write,
+    "fork": fork_and_write,
+    "ingest": ingest_again,
+    "migrate": migrate,
+}
+
+
+def make_version_1(path: Path) -> None:
+    """Turn a log into one of version 1, as the version that wrote those would have laid it down."""
+    directory = LogDirectory(path)
+    with closing(database.connect(directory, writable=True)) as journal:
+        journal.execute("BEGIN IMMEDIATE")
+        journal.execute(database.TABLES[1][-1])
+        keys = dict(journal.execute("SELECT subject, id FROM subjects").fetchall())
+        for sequence, leaf, stored in journal.execute(
+            "SELECT sequence, leaf, payloads FROM records"
+        ).fetchall():
+            subject = _subject(journal, keys, leaf)
+            for position, (salt, body) in enumerate(packing.unpacked(stored) or ()):
+                assert body is not None
+                row = body if isinstance(body, int) else _content(journal, *subject, body)
+                journal.execute(
+                    "INSERT INTO payloads VALUES (?, ?, ?, ?)", (sequence, position, row, salt)
+                )
+        journal.execute("ALTER TABLE records DROP COLUMN payloads")
+        journal.execute("UPDATE meta SET value = '1' WHERE name = 'schema'")
+        journal.execute("PRAGMA user_version=1")
+        journal.execute("COMMIT")
+
+
+def _subject(journal: sqlite3.Connection, keys: dict[str, int], leaf: bytes) -> tuple[int, bytes]:
+    import json
+
+    name = json.loads(leaf)["record"]["subject"]
+    if name not in keys:
+        added = journal.execute(
+            "INSERT INTO subjects VALUES (NULL, ?, ?)", (name, os.urandom(hashing.KEY_BYTES))
+        )
+        assert added.lastrowid is not None
+        keys[name] = added.lastrowid
+    (key,) = journal.execute("SELECT key FROM subjects WHERE id = ?", (keys[name],)).fetchone()
+    return keys[name], key
+
+
+def _content(journal: sqlite3.Connection, subject: int, key: bytes, body: bytes) -> int:
+    place = hashing.address(key, body)
+    found = journal.execute(
+        "SELECT id FROM contents WHERE subject = ? AND address = ?", (subject, place)
+    ).fetchone()
+    if found is None:
+        found = (
+            journal.execute(
+                "INSERT INTO contents VALUES (NULL, ?, ?, ?)", (subject, place, body)
+            ).lastrowid,
+        )
+    return int(found[0])
