@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from isonomy.sdk.errors import LogError
 from isonomy.sdk.vocabulary import VerdictName
+
+from ..directory import JOURNAL
 
 if TYPE_CHECKING:
     from ..checking import Examined
@@ -16,6 +21,8 @@ if TYPE_CHECKING:
 
 PAGE = 20_000
 """Ids that are asked for at a time."""
+_SMALL = 16 << 20
+"""Bytes of a journal that a query may well read itself."""
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +57,7 @@ def call_ids(log: ReplayLog, selection: Selection = EVERYTHING) -> Iterator[str]
         NoSuchCall: there is no such call.
         LogError: the log can't be read, or the condition is none.
     """
+    _bring_up_to_date(log)
     conditions, values = _conditions(log, selection)
     query = f"SELECT call_id, sequence FROM calls {conditions and 'WHERE'} {conditions}"
     if not conditions:
@@ -74,6 +82,14 @@ def call_ids(log: ReplayLog, selection: Selection = EVERYTHING) -> Iterator[str]
             after = int(sequence)
         if len(page) < PAGE:
             return
+
+
+def _bring_up_to_date(log: ReplayLog) -> None:
+    """Have a large journal ingested, in a process of its own, so that no query holds its tail."""
+    files = (JOURNAL, f"{JOURNAL}-wal")
+    with suppress(OSError, LogError):  # what can't be written is read as it is
+        if sum((Path(log.path) / file).stat().st_size for file in files) > _SMALL:
+            log.refresh()
 
 
 def examined(
