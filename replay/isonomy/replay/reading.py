@@ -80,7 +80,8 @@ class ReplayLog:
         with self._journal() as journal:
             known = checking.subjects(journal)
             ids = journal.execute(
-                "SELECT call_id FROM records WHERE kind <> 'gap' GROUP BY call_id"
+                "SELECT call_id FROM records WHERE kind NOT IN ('gap', 'tombstone')"
+                " GROUP BY call_id"
                 " ORDER BY min(sequence) DESC LIMIT ?",
                 (-1 if limit is None else limit,),
             ).fetchall()
@@ -153,6 +154,23 @@ class ReplayLog:
         except BaseException:
             source.connection.close()
             raise
+
+    def ask(self, question: str, **parameters: object) -> duckdb.DuckDBPyRelation:
+        """Ask one of the documented questions (QUESTIONS.md); what `sql` returns.
+
+        Args:
+            question: its name, such as ``slowest_checks``.
+            parameters: the question's own, by name.
+
+        Raises:
+            InputError: there is no such question, or a parameter is missing or unknown.
+            QueryFailed: a parameter's value can't be used.
+        """
+        from .questions import question as named
+
+        asked = named(question)
+        values = asked.bind(question, {name: str(value) for name, value in parameters.items()})
+        return self.sql(asked.sql, params=values or None)
 
     def replay(
         self,
