@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,7 +30,8 @@ from tests.backends.remote.serving import (
 
 from isonomy.backends.remote.completion_answers import CompletionReader
 from isonomy.backends.remote.events import EventReader
-from isonomy.sdk import InputError, RemoteError
+from isonomy.sdk import Guard, InputError, RemoteError
+from isonomy.sdk.events import Generated
 from isonomy.sdk.generation import Generation, Request, Usage
 from isonomy.sdk.vocabulary import Audio, Message, Reasoning, Text, ToolCall
 
@@ -363,7 +365,36 @@ def test_broken_utf8_and_lone_surrogates(endpoint: Endpoint, opened: Opened) -> 
     generation = opened().generate(ASK)
     assert generation.text == "a\ufffd\ufffd"
     assert generation.runtime["repaired"] is True
+    assert generation.runtime["received"].encode("latin-1") == body
     msgspec.json.encode(generation)
+
+
+def test_bytes_that_are_no_utf8_are_in_the_log_as_they_were(
+    endpoint: Endpoint, opened: Opened, tmp_path: Path
+) -> None:
+    from isonomy.replay import ReplayLog
+
+    body = rb'{"choices": [{"message": {"content": "caf\ud83d' + b"\xe9 \xc3\xa9 KEY" + rb'"}}]}'
+    endpoint.answers(body.replace(b"KEY", KEY.encode()))
+    with Guard(opened(), log=tmp_path / "log") as guard:
+        call_id = guard.chat("hello").call_id
+    (event,) = ReplayLog(tmp_path / "log").call(call_id).events
+    assert isinstance(event, Generated)
+    received = event.generation.runtime["received"].encode("latin-1")
+    # All but the key, which is in no record.
+    before, after = body.split(b"KEY")
+    assert received.startswith(before)
+    assert received.endswith(after)
+    assert KEY.encode() not in received
+    # Text that is UTF-8, whatever it holds, stands as it came.
+    body = rb'{"choices": [{"message": {"content": "\ud83d \u0000 ' + "é".encode() + rb'"}}]}'
+    endpoint.answers(body)
+    with Guard(opened(), log=tmp_path / "log") as guard:
+        call_id = guard.chat("hello").call_id
+    (event,) = ReplayLog(tmp_path / "log").call(call_id).events
+    assert isinstance(event, Generated)
+    assert event.generation.raw == body.decode()
+    assert "received" not in event.generation.runtime
 
 
 def test_the_key_in_pieces_is_nowhere(endpoint: Endpoint, opened: Opened) -> None:

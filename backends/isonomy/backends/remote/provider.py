@@ -380,6 +380,8 @@ class Provider(ABC):
         if repaired or content != answer.content:
             # Broken characters were replaced, or a secret was masked.
             runtime["repaired"] = True
+        if repaired:
+            runtime["received"] = _as_characters(received, self._secrets)
         return Generation(
             content=content,
             finish_reason=clean(answer.finish_reason, self._secrets),
@@ -459,6 +461,16 @@ def _as_text(received: bytes) -> tuple[str, bool]:
         return received.decode(), False
     except UnicodeDecodeError:
         return received.decode("utf-8", "replace"), True
+
+
+def _as_characters(received: bytes, secrets: Mapping[str, str]) -> str:
+    """Return bytes as characters of the same numbers (ISO 8859-1): text that any JSON can carry.
+
+    Not base64: whoever looks for a secret or a name in a record must find it here, too.
+    """
+    for secret, mask in secrets.items():
+        received = received.replace(secret.encode(), mask.encode())
+    return received.decode("latin-1")
 
 
 def _clean_data(value: Any, secrets: Mapping[str, str]) -> Any:
