@@ -464,10 +464,35 @@ def test_what_cannot_be_judged_is_not_released(server: Server, kind: str) -> Non
     server.answer = lambda body: _broken(kind)
     with Guard(policy=[allow], log=(log := Memory())) as guard:
         for made in both(server, guard, ASK):
-            assert isinstance(made.error, IsonomyError | IndexError)
+            assert isinstance(made.error, IsonomyError)
             assert not made.text
     assert all(record.error for record in results_in(log))
     assert len(results_in(log)) == 2
+
+
+def test_events_that_are_not_known_are_shown_to_checks(
+    server: Server, client: anthropic.Anthropic
+) -> None:
+    made = events(message("Hello, world."))
+    odd: Block = {"type": "odd_delta", "odd": "a secret"}
+    made.insert(4, {"type": "content_block_delta", "index": 0, "delta": odd})
+    made.insert(-1, {"type": "odd_event", "odd": "another"})
+    server.answer = lambda body: [encoded(event) for event in made]
+    expected = [type(event) for event in client.messages.create(**ASK, stream=True)]
+    seen: list[str] = []
+    with Guard(policy=[lambda text: seen.append(text) is None]) as guard:
+        stream = guard.wrap(client).messages.create(**ASK, stream=True)
+        assert [type(event) for event in stream] == expected
+    assert any("a secret" in text for text in seen)
+    assert any("another" in text for text in seen)
+    with Guard(policy=[on_output(lambda text: "secret" not in text, lookback=0)]) as guard:
+        told = list(guard.wrap(client).messages.create(**ASK, stream=True))
+    assert "secret" not in str(told)
+    hiding = on_output(lambda text: Replace(text.replace("world", "you")))
+    with Guard(policy=[hiding]) as guard, guard.wrap(client).messages.stream(**ASK) as helper:
+        final = helper.get_final_message()
+    assert [block.type for block in final.content] == ["text"]
+    assert final.content[0].text == "Hello, you."
 
 
 def test_a_stream_that_is_closed_hangs_up_and_is_recorded(server: Server) -> None:

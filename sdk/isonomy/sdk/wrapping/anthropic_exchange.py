@@ -58,33 +58,57 @@ NESTED = 1 << 16
 class Heard:
     """What came back on one request: the client's message, or the events of a stream of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
         self.generation: Generation | None = None
         self.message: Any = None
         self.response: Any = None
         self.events: list[Any] = []
         self.folded: Block = {}
+        self.others: list[Block] = []
+        """What events said that are not known here: carried as blocks, for checks to see."""
+        self._places: dict[int, int] = {}
         self._written: dict[int, str] = {}
 
     def add(self, event: Any) -> str:
-        """Take in an event of a stream, and return the text that it adds to the answer."""
+        """Take in an event of a stream, and return the text that it adds to the answer.
+
+        Raises:
+            BackendError: the event is malformed.
+        """
+        try:
+            text = self._add(event)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise BackendError(
+                "the endpoint's answer can't be judged: an event of the stream is malformed "
+                f"({type(error).__name__}: {error}). It was not released.",
+                backend=self._backend,
+            ) from None
         self.events.append(event)
+        return text
+
+    def _add(self, event: Any) -> str:
         kind = event.type
         if kind == "message_start":
             self.folded = event.message.to_dict(mode="json", warnings=False)
             self.folded["content"] = []
         elif kind == "content_block_start":
             block = event.content_block.to_dict(mode="json", warnings=False)
+            self._places[event.index] = len(self._blocks())
             self._blocks().append(block)
             return block.get("text") or "" if block.get("type") == "text" else ""
         elif kind == "content_block_delta":
             return self._delta(event.index, event.delta)
-        elif kind == "content_block_stop" and event.index in self._written:
-            self._blocks()[event.index]["input"] = _arguments(self._written.pop(event.index))
+        elif kind == "content_block_stop":
+            place = self._places[event.index]
+            if place in self._written:
+                self._blocks()[place]["input"] = _arguments(self._written.pop(place))
         elif kind == "message_delta":
             self.folded.update(event.delta.to_dict(mode="json", warnings=False))
             usage = event.usage.to_dict(mode="json", warnings=False)
             self.folded["usage"] = {**self.folded.get("usage", {}), **usage}
+        elif kind not in ("message_stop", "ping"):
+            self.others.append(event.to_dict(mode="json", warnings=False))
         return ""
 
     def _blocks(self) -> list[Block]:
@@ -92,18 +116,21 @@ class Heard:
         return blocks
 
     def _delta(self, index: int, delta: Any) -> str:
-        block = self._blocks()[index]
+        place = self._places[index]
+        block = self._blocks()[place]
         if delta.type == "text_delta":
             block["text"] = block.get("text", "") + delta.text
             return str(delta.text)
         if delta.type == "input_json_delta":
-            self._written[index] = self._written.get(index, "") + delta.partial_json
+            self._written[place] = self._written.get(place, "") + delta.partial_json
         elif delta.type == "thinking_delta":
             block["thinking"] = block.get("thinking", "") + delta.thinking
         elif delta.type == "signature_delta":
             block["signature"] = delta.signature
         elif delta.type == "citations_delta":
             block["citations"] = [*(block.get("citations") or ()), delta.citation.to_dict()]
+        else:
+            self.others.append(delta.to_dict(mode="json", warnings=False))
         return ""
 
     def _request_id(self) -> str | None:
@@ -122,6 +149,8 @@ class Heard:
         )
         for index, written in self._written.items():
             body["content"][index]["input"] = written
+        if self.others:
+            body["content"] = [*(body.get("content") or ()), *self.others]
         return Generation(
             content=answer_parts(body.get("content") or []),
             finish_reason=finish_reason_of(body.get("stop_reason")),
@@ -230,7 +259,11 @@ class Exchange:
         """Send the request; from a thread of its own where the client is async."""
         if self._loop is not None:
             return self._from_thread(request, on_text)
-        body, heard, started = self._body(request), Heard(), time.perf_counter_ns()
+        body, heard, started = (
+            self._body(request),
+            Heard(self.identity().spec),
+            time.perf_counter_ns(),
+        )
         try:
             if self._streams(request):
                 self.heard.append(heard)
@@ -259,7 +292,11 @@ class Exchange:
     async def _agenerate(
         self, request: Request, on_text: Callable[[str], None] | None
     ) -> Generation:
-        body, heard, started = self._body(request), Heard(), time.perf_counter_ns()
+        body, heard, started = (
+            self._body(request),
+            Heard(self.identity().spec),
+            time.perf_counter_ns(),
+        )
         try:
             if self._streams(request):
                 self.heard.append(heard)
@@ -403,7 +440,9 @@ class Exchange:
                 else dict(last.folded)
             )
         blocks: list[Block] = list(body.get("content") or ())
-        body["content"] = list(_blocks(reply.output.content, blocks))
+        others = last.others if last is not None else []
+        content = _blocks(reply.output.content, blocks)
+        body["content"] = [block for block in content if block not in others]
         if reply.blocked:
             body["stop_reason"], body["stop_sequence"] = "refusal", None
         elif body.get("stop_reason") == "tool_use" and not any(
