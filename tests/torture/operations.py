@@ -10,12 +10,12 @@ import os
 import random
 import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from tests.replay import making
 
-from isonomy.replay import JournalLog, database, hashing, open_log, packing
+from isonomy.replay import JournalLog, NotALog, database, hashing, open_log, packing
 from isonomy.replay.directory import LogDirectory
 from isonomy.replay.ingest import ingest
 
@@ -74,7 +74,8 @@ def fork_and_write(path: Path, name: str, acknowledge: Acknowledge, rng: random.
 def ingest_again(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
     """Ingest, now and then from nothing, until killed."""
     while True:
-        ingest(path, rebuild=rng.random() < 0.2)
+        with suppress(NotALog):  # Nobody has begun it yet.
+            ingest(path, rebuild=rng.random() < 0.2)
 
 
 def migrate(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:

@@ -45,6 +45,7 @@ def batches() -> list[list[Entry]]:
             *making.segments("golden-4", ["jaźń"]),
             making.result("golden-4", ["jaźń"], first_released_ns=5_000_000, token="sha256:00"),
         ],
+        [making.gap(lost={"golden-5": {"intent": 1, "segment": 2}, "golden-6": {"result": 1}})],
     ]
 
 
