@@ -4,11 +4,12 @@ import asyncio
 import os
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from isonomy.sdk import Guard, Reply, asking, on_input
 from isonomy.sdk.workers import Workers, WorkersExhausted
 
 
@@ -241,3 +242,56 @@ def test_everything_starts_anew_after_a_fork() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     release.set()
     workers.close()
+
+
+def test_the_deadline_of_a_check_counts_from_when_a_worker_takes_it_up() -> None:
+    """Many calls at a time wait for their turn; that is no fault of the check."""
+
+    def slow(text: str) -> bool:
+        time.sleep(0.1)
+        return True
+
+    async def many() -> list[Reply]:
+        return list(await asyncio.gather(*[guard.achat("x") for _ in range(32)]))
+
+    def one(_: int) -> Reply:
+        return guard.chat("x")
+
+    with Guard(lambda messages: "ok", [on_input(slow, timeout=0.25)]) as guard:
+        assert [reply.reason for reply in asyncio.run(many()) if reply.blocked] == []
+        with ThreadPoolExecutor(32) as threads:
+            assert not any(reply.blocked for reply in threads.map(one, range(32)))
+
+
+def test_who_waits_for_a_worker_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "_QUEUED", 0.1)
+    release = threading.Event()
+    with Guard(lambda messages: "ok", [on_input(lambda text: True, timeout=0.05)]) as guard:
+        held = [guard._workers.submit(lambda: release.wait(30)) for _ in range(8)]
+        for reply in (guard.chat("x"), asyncio.run(guard.achat("x"))):
+            assert (reply.verdict, reply.check) == ("block", "check")
+            assert reply.reason is not None
+            assert "no worker was free" in reply.reason
+        release.set()
+        for future in held:
+            future.result(5)
+        assert guard.chat("x").verdict == "allow"
+
+
+@pytest.mark.parametrize("harm", ["stop", "exit"])
+def test_a_check_can_not_end_the_loop_that_it_runs_on(harm: str) -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def harming(text: str) -> bool:
+        loop = asyncio.get_running_loop()
+        if text == "stop":
+            loop.stop()
+        if text == "exit":
+            loop.create_task(leave()).add_done_callback(asyncio.Task.exception)
+        await asyncio.sleep(0.01)
+        return True
+
+    with Guard(lambda messages: "ok", [on_input(harming, timeout=5.0)]) as guard:
+        for text in ("x", harm, "x"):
+            assert guard.chat(text).verdict == "allow", text

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from functools import partial
 from types import CoroutineType
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
@@ -89,16 +90,25 @@ class OnLoop:
         """Await the future without blocking the loop."""
         import asyncio
 
-        if future.done():
-            return future.result()
-        waiter = asyncio.wrap_future(future)
-        try:
+        if not future.done():
+            # Not `wrap_future`: giving up the waiter must not cancel what it waited for.
+            loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[None] = loop.create_future()
+
+            def settle() -> None:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+            def tell(_: Future[T]) -> None:
+                with suppress(RuntimeError):  # the loop was closed meanwhile
+                    loop.call_soon_threadsafe(settle)
+
+            future.add_done_callback(tell)
             await asyncio.wait({waiter}, timeout=timeout)
-            if not waiter.done():
+            if not future.done():
+                waiter.cancel()
                 raise _DeadlineMissed
-            return future.result()  # not the waiter's: a check's cancellation is not the caller's
-        finally:
-            waiter.cancel()  # so that a late exception is not reported as never retrieved
+        return future.result()
 
     async def run(self, function: Callable[[], T], workers: Workers) -> T:
         """Run it on a thread and await it; not on a worker, which stuck checks may have used up.
@@ -183,6 +193,10 @@ async def ask(
     return await asked.answer(waiting)
 
 
+_QUEUED = 60
+"""Seconds for which a check waits for a worker, at least; then it has failed unasked."""
+
+
 class UnderWay:
     """A question under way: put when this is made, answered when it is awaited, or given up.
 
@@ -252,7 +266,7 @@ class UnderWay:
                 answer = heard(self._called, {}, self._read, interruptible=True)
             else:
                 assert self._future is not None
-                answer = await waiting.until_done(self._future, self._left())
+                answer = await self._worked(waiting, self._future)
             if isinstance(answer, Unawaited):  # of a wrapper
                 self._future = self._workers.spawn(_aheard(answer.coroutine, self._read))
                 answer = await waiting.until_done(self._future, self._left())
@@ -269,6 +283,26 @@ class UnderWay:
         except BaseException:  # the caller was cancelled or interrupted
             self.drop()
             raise
+
+    async def _worked(self, waiting: Waiting, future: Future[Any]) -> Any:
+        """Wait for a worker's answer, within a deadline that counts from when a worker took it up.
+
+        Raises:
+            WorkersExhausted: no worker was free for very long.
+        """
+        until = self._started + _QUEUED * 1_000_000_000
+        while True:
+            try:
+                return await waiting.until_done(future, self._left())
+            except _DeadlineMissed:
+                now = time.perf_counter_ns()
+                begun = getattr(future, "begun", self._started)
+                if begun is None and now > until:
+                    self.drop()
+                    raise WorkersExhausted(f"no worker was free within {_QUEUED} s") from None
+                if begun == self._started:
+                    raise
+                self._started = now if begun is None else begun
 
     def drop(self) -> None:
         """Give it up: nobody waits for it any more."""

@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextvars
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -29,15 +31,22 @@ class WorkersExhausted(TimeoutError):
     """Every worker is stuck in an earlier check that never returned."""
 
 
+class Queued(Future[T]):
+    """What a worker will have done; `begun` is when one took it up (`time.perf_counter_ns`)."""
+
+    begun: int | None = None
+
+
 class _Job:
     def __init__(self, function: Callable[[], Any]) -> None:
         self.function = function
         self.context = contextvars.copy_context()
-        self.future: Future[Any] = Future()
+        self.future: Queued[Any] = Queued()
 
     def run(self) -> None:
         if not self.future.set_running_or_notify_cancel():
             return
+        self.future.begun = time.perf_counter_ns()
         try:
             result = self.context.run(self.function)
         except StopIteration as error:  # no coroutine can pass it on
@@ -81,20 +90,6 @@ async def _retire() -> None:
     if others:
         await asyncio.wait(others)
     loop.stop()
-
-
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    """Run a loop until it is stopped; then end its tasks and close it."""
-    import asyncio
-
-    loop.run_forever()
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
 
 
 class Workers:
@@ -206,9 +201,29 @@ class Workers:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(
-                    target=_serve, args=(self._loop,), name="isonomy-loop", daemon=True
+                    target=self._serve, args=(self._loop,), name="isonomy-loop", daemon=True
                 ).start()
             return asyncio.run_coroutine_threadsafe(_contained(coroutine), self._loop)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run a loop as long as it is the guard's; then end its tasks and close it.
+
+        What a check does to the loop that it runs on (stops it, has a task exit) does not end it.
+        """
+        import asyncio
+
+        while True:
+            with suppress(BaseException):
+                loop.run_forever()
+            if self._loop is not loop:
+                break
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            loop.run_until_complete(asyncio.wait(tasks, timeout=1.0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
     def _refuse_if_exhausted(self) -> None:
         if len(self._stuck) >= self._allowed_stuck:
