@@ -103,8 +103,13 @@ def one(folder: Path, line: Any, checks: Any = None) -> Any:
     log, done = imported(folder, [file_of(folder, line)], checks)
     assert done.calls == 1
     assert log.verify().findings == ()
-    (call,) = log.calls()
+    (call,) = calls_of(log)
     return call
+
+
+def calls_of(log: ReplayLog) -> list[Any]:
+    """The calls, oldest first."""
+    return list(reversed(log.calls()))
 
 
 def said(call: Any) -> list[Message]:
@@ -241,7 +246,7 @@ def test_a_batch_is_put_together(tmp_path: Path, order: tuple[str, str]) -> None
     }
     log, done = imported(tmp_path, [files[name] for name in order])
     assert (done.calls, done.records) == (2, 4)
-    good, bad = reversed(log.calls())
+    good, bad = calls_of(log)
     assert good.output.text == "Hello! How can I assist you today?"
     assert good.intent.tags["imported_id"] == "r-1"
     assert good.intent.tags["batch_id"] == "batch_req_123"
@@ -284,7 +289,7 @@ def pair(asked: str, answered: str) -> dict[str, Any]:
 def test_old_traffic_is_judged(tmp_path: Path) -> None:
     file = file_of(tmp_path, pair("a", "Paris"), pair("my secret", "a secret"), pair("b", "Rome"))
     log, _ = imported(tmp_path, [file], [no_paris, redact])
-    blocked, replaced, allowed = reversed(log.calls())
+    blocked, replaced, allowed = calls_of(log)
     assert (blocked.result.verdict, blocked.output.refusal) == ("block", True)
     assert (replaced.result.verdict, replaced.output.text) == ("replace", "a [...]")
     assert allowed.result.verdict == "allow"
@@ -316,7 +321,7 @@ def test_several_candidates_are_there_for_a_policy_that_ranks(tmp_path: Path) ->
     file = file_of(tmp_path, line)
     with Judge(Policy((), candidates=2)) as judge:
         build(tmp_path / "log", judge.all(openai.past_calls([file])))
-    (call,) = ReplayLog(tmp_path / "log").calls()
+    (call,) = calls_of(ReplayLog(tmp_path / "log"))
     assert [event.generation.text for event in call.events] == ["one", "two"]
     assert (call.result.usage.input_tokens, call.result.usage.output_tokens) == (19, 10)
 

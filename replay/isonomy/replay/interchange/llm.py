@@ -140,6 +140,7 @@ class _Database:
         conversation = (
             _get(row, "conversation_id") if table == "responses" else _get(row, "chat_id")
         )
+        earlier, system = self._earlier(table, row)
         asked, answer = self._said(row, id), self._answer(row, id)
         if not asked and not answer:
             raise ValueError("it holds neither a prompt nor a response")
@@ -158,7 +159,7 @@ class _Database:
             place=place,
             source=SOURCE,
             id=id,
-            messages=(*self._earlier(table, row), *asked),
+            messages=(*earlier, *_unless_told(asked, system)),
             answers=(
                 Generation(
                     content=answer or (Text(""),),
@@ -182,14 +183,14 @@ class _Database:
 
     # What was said
 
-    def _earlier(self, table: str, row: Row) -> tuple[Message, ...]:
-        """Return the earlier turns of a response's conversation."""
+    def _earlier(self, table: str, row: Row) -> tuple[list[Message], str | None]:
+        """Return the earlier turns of a response's conversation, and its system prompt by then."""
         key = "conversation_id" if table == "responses" else "chat_id"
         conversation = _get(row, key)
-        if conversation is None:
-            return ()
         told: list[Message] = []
         system: str | None = None
+        if conversation is None:
+            return told, system
         turns = self._database.execute(
             f"SELECT rowid AS row_id, * FROM {table} WHERE {key} = ? AND id < ? ORDER BY id",
             (conversation, row["id"]),
@@ -202,15 +203,12 @@ class _Database:
             )
         for turn in turns:
             asked = self._said(turn, str(turn["id"]))
+            told += _unless_told(asked, system)
             if asked and asked[0].role == "system":
-                if asked[0].text == system:
-                    asked = asked[1:]
-                else:
-                    system = asked[0].text
-            told += asked
+                system = asked[0].text
             if answer := self._answer(turn, str(turn["id"])):
                 told.append(Message("assistant", answer))
-        return tuple(told)
+        return told, system
 
     def _said(self, row: Row, id: str) -> tuple[Message, ...]:
         """Return what a response's own turn told the model."""
@@ -336,6 +334,13 @@ class _Database:
         if found is None:
             raise ValueError(f"datetime_utc {written!r:.60} is no time")
         return found
+
+
+def _unless_told(asked: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """Return a turn without its system prompt where that was told already, as llm does."""
+    if asked and asked[0].role == "system" and asked[0].text == system:
+        return asked[1:]
+    return asked
 
 
 def _q(name: str) -> str:
