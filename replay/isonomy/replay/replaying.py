@@ -226,7 +226,23 @@ def _complete(stored: StoredCall) -> tuple[Intent, Result]:
             "it, so what the checks and the model saw can't be restored. Use secrets in effects "
             "only, if a call must stay replayable."
         )
+    if (lost := _lost_message(stored)) is not None:
+        raise Refusal(
+            f"message {lost} of the call is not in its record: it was erased in the log that the "
+            "call was imported from."
+        )
     return intent, result
+
+
+def _lost_message(stored: StoredCall) -> int | None:
+    """Return the number of a message that the call names and its record does not hold."""
+    known = stored.messages.keys()
+    request = stored.request
+    named = list(request.messages) if request is not None else []
+    for event in stored.events:
+        if isinstance(event, Generated | Scored):
+            named += event.messages
+    return next((number for number in named if number not in known), None)
 
 
 def _masked(stored: StoredCall, secrets: Collection[str]) -> str | None:
