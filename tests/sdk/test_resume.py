@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,47 @@ class Inputs:
     @hookimpl
     def tool_result(self, result: ToolResult) -> Any:
         return AskHuman("odd") if "odd" in result.content else Allow()
+
+
+@pytest.mark.parametrize("wait", [0, 0.001, 0.005])
+def test_a_cancelled_resumption_has_ended_in_the_log(tmp_path: Path, wait: float) -> None:
+    """The token is used up or not; a call that was begun with it has a result either way."""
+
+    async def cancelled(token: str) -> None:
+        resuming = asyncio.create_task(guard.aresume(token, "approve"))
+        await asyncio.sleep(wait)
+        resuming.cancel()
+        with suppress(asyncio.CancelledError):
+            await resuming
+
+    with logged(tmp_path, [on_input(unless("please"))]) as guard:
+        run(cancelled(str(guard.chat("pay me").token)))
+    with ReplayLog(tmp_path / "log") as log:
+        found = log.sql("select operation, status from calls order by sequence").fetchall()
+        assert found == [("chat", "complete"), ("resume", "complete")]
+        assert log.verify().intact
+
+
+@pytest.mark.parametrize("edited", [5, Candidate(index=0, content=(), finish_reason="")])
+def test_an_edit_of_another_type(edited: Any) -> None:
+    with Guard(Scripted(), [on_input(unless("please"))]) as guard:
+        token = str(guard.chat("pay me").token)
+        with pytest.raises(InputError, match="malformed"):
+            guard.resume(token, "edit", edited=edited)
+        assert guard.resume(token, "edit", edited="please").verdict == "replace"
+
+
+@pytest.mark.parametrize("backend", [5, "local:demo"])
+def test_a_call_is_given_a_backend_and_nothing_else(backend: Any) -> None:
+    with Guard(Scripted(), [on_input(unless("please"))]) as guard:
+        waits = guard.chat("pay me")
+        for call in (
+            lambda: guard.chat("hello", backend=backend),
+            lambda: guard.stream("hello", backend=backend),
+            lambda: guard.resume(str(waits.token), "approve", backend=backend),
+        ):
+            with pytest.raises(InputError, match="must be a Backend"):
+                call()
 
 
 DIALOGUE = [

@@ -326,7 +326,7 @@ class Guard:
         from .resuming import as_decision, begin
 
         decided = as_decision(token, decision, edited, by, reason)
-        self._answering({})
+        self._answering({"backend": backend})
         performed, answers = begin(self, decided, backend)
         return drive(self._perform(performed, answers, Blocking()))
 
@@ -341,20 +341,18 @@ class Guard:
         backend: Backend | None = None,
     ) -> Reply:
         """Like `resume`, without blocking the running event loop."""
-        import asyncio
-
-        from .resuming import as_decision, begin
+        from .resuming import abegin, as_decision
 
         decided = as_decision(token, decision, edited, by, reason)
-        self._answering({})
-        performed, answers = await asyncio.to_thread(begin, self, decided, backend)
+        self._answering({"backend": backend})
+        performed, answers = await abegin(self, decided, backend)
         return await self._perform(performed, answers, OnLoop())
 
     def _answering(self, options: CallOptions) -> Backend:
         """Return what answers a call.
 
         Raises:
-            InputError: the guard is closed, or an option is unknown.
+            InputError: the guard is closed, or an option is unknown or can't be used.
         """
         if self._closed:
             raise InputError("this guard is closed. Make a new one.")
@@ -363,7 +361,15 @@ class Guard:
                 raise InputError(
                     f"a call has no option {name!r}.{nearest(name, CallOptions.__annotations__)}"
                 )
-        return options.get("backend") or self.backend
+        backend = options.get("backend")
+        if backend is None:
+            return self.backend
+        if not hasattr(backend, "resolve"):
+            raise InputError(
+                f"the backend of a call must be a Backend, not {type(backend).__name__}. Make one "
+                "(isonomy.backends), or give what you have to Guard(backend=...)."
+            )
+        return backend
 
     def _scribe(self, call: Call, backend: Backend) -> Scribe | None:
         if self.log is None:

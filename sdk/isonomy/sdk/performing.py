@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from .asking import Waiting
+from .asking import Blocking, Waiting
 from .canonical import carriable
 from .diagnostics import bind, logger, unbind
 from .errors import Cancelled, IsonomyError, LogError
@@ -147,6 +147,16 @@ async def perform(
         if seen_by is not None:
             seen_by.end(reply, ended)
         unbind(bound)
+
+
+def give_up(
+    performance: Performance, *, policy: Policy, workers: Workers, scribe: Scribe | None
+) -> None:
+    """Record the end of a call whose caller went away before it was performed."""
+    performing = _Performing(performance, policy, Blocking(), workers, scribe, None, None, None)
+    performing.break_off(Cancelled.__name__)
+    with _unrecorded(performance.call):
+        performing.append()
 
 
 def _observing(performance: Performance, observers: tuple[Hooks, ...]) -> Observers:

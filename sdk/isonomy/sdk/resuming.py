@@ -13,16 +13,19 @@ import hmac
 import os
 import threading
 import uuid
+from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import msgspec
 
+from .asking import OnLoop
 from .canonical import carriable, require_declared, sha256
 from .decisions import Stood, edited
 from .errors import InputError
 from .generation import Backend, Request, Sampling
 from .log import Log
-from .performing import Performance
+from .performing import Performance, give_up
 from .records import Entry, Resumption
 from .vocabulary import Call, Document, Message, Part, Stage
 
@@ -134,7 +137,7 @@ def as_decision(token: Any, decision: Any, edited: Any, by: Any, reason: Any) ->
         raise InputError("pass edited=... with the decision 'edit', and with no other.")
     if isinstance(edited, Message | Document | Part):
         edited = (edited,)
-    elif edited is not None and not isinstance(edited, str):
+    elif isinstance(edited, Iterable) and not isinstance(edited, str):
         edited = tuple(edited)
     taken = Decision(token=token, decision=decision, edited=edited, by=by, reason=reason)
     return require_declared(taken, Decision)
@@ -197,6 +200,26 @@ def begin(guard: Guard, decision: Decision, backend: Backend | None) -> tuple[Pe
     if not claimed:
         raise unknown_token()
     return performed, answers
+
+
+async def abegin(
+    guard: Guard, decision: Decision, backend: Backend | None
+) -> tuple[Performance, Backend]:
+    """Like `begin`, without blocking the loop. Who is cancelled leaves a call that has ended."""
+    import asyncio
+
+    begun: list[tuple[Performance, Backend]] = []
+    try:
+        await OnLoop().run(lambda: begun.append(begin(guard, decision, backend)), guard._workers)
+    except asyncio.CancelledError:
+        for performed, answers in begun:
+            scribe = guard._scribe(performed.call, answers)
+            ended = partial(
+                give_up, performed, policy=guard.policy, workers=guard._workers, scribe=scribe
+            )
+            await OnLoop().run(ended, guard._workers)
+        raise
+    return begun[0]
 
 
 def unknown_token() -> InputError:
