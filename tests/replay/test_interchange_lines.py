@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.replay import making
 
-from isonomy.replay import ReplayLog, open_log
+from isonomy.replay import ReplayLog, open_log, replay_call
 from isonomy.replay.errors import NoSuchCall, QueryFailed
 from isonomy.replay.interchange import lines as lines_module
 from isonomy.replay.interchange import selecting
@@ -26,6 +26,7 @@ from isonomy.replay.interchange.errors import UnusableFile
 from isonomy.replay.interchange.jsonl import CallLine, Origin, export_lines, import_lines
 from isonomy.replay.interchange.lines import data_of
 from isonomy.replay.interchange.selecting import Selection
+from isonomy.sdk import Guard
 from isonomy.sdk.canonical import canonical
 from isonomy.sdk.errors import LogError
 from isonomy.sdk.records import Entry, Payload
@@ -98,6 +99,26 @@ def test_an_import_of_an_import_keeps_both_origins(filled: ReplayLog, tmp_path: 
     assert [origin and origin.log for origin in logs] == [filled.log_id, one.log_id]
     assert contents(two) == contents(filled)
     assert two.verify().findings == ()
+
+
+def test_what_was_erased_stays_erased(tmp_path: Path) -> None:
+    with Guard(lambda messages: "hi", [], tmp_path / "log") as guard:
+        guard.chat("my name is Ada")
+    (line,) = exported(ReplayLog(tmp_path / "log"))
+    told = json.loads(line)
+    for payload in told["records"][0]["payloads"]:
+        if payload["name"] == "message/0":
+            payload.update(salt=None, text=None)
+    import_lines([written(tmp_path, [json.dumps(told).encode()])], tmp_path / "copy")
+    copy = ReplayLog(tmp_path / "copy")
+    (call,) = copy.calls()
+    assert (call.messages, call.damage) == ({}, ())
+    assert copy.verify().findings == ()
+    refused = replay_call(call)
+    assert refused.status == "refused"
+    assert "message 0 of the call is not in its record" in refused.sentence()
+    (light,) = export_calls(copy, damaged=refuse)
+    assert msgspec.json.decode(light, type=CallSummary).messages is None
 
 
 bodies = st.one_of(
