@@ -9,8 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .answers import Answer
+    from .erasing import certify, erase
     from .errors import (
         DamagedLog,
+        FormatMissing,
         LogUnwritable,
         NewerLog,
         NoSuchCall,
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
     from .verification import Finding, Report
 
 __all__ = [
+    "Answer",
     "DamagedLog",
     "Finding",
+    "FormatMissing",
     "JournalLog",
     "LogUnwritable",
     "NewerLog",
@@ -41,6 +46,8 @@ __all__ = [
     "Report",
     "StoredCall",
     "StoredRecord",
+    "certify",
+    "erase",
     "open_log",
     "printable",
     "replay_call",
@@ -50,8 +57,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Answer": "answers",
     "DamagedLog": "errors",
     "Finding": "verification",
+    "FormatMissing": "errors",
     "JournalLog": "journal",
     "LogUnwritable": "errors",
     "NewerLog": "errors",
@@ -64,6 +73,8 @@ _HOMES = {
     "Report": "verification",
     "StoredCall": "stored",
     "StoredRecord": "stored",
+    "certify": "erasing",
+    "erase": "erasing",
     "open_log": "journal",
     "printable": "printing",
     "replay_call": "replaying",

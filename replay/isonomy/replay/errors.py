@@ -7,7 +7,8 @@ LogError (isonomy.sdk)
 ├── DamagedLog     stored bytes are not what was written; `file` names where
 ├── NoSuchCall     no call of this id, or an ambiguous prefix; `nearest` lists what comes close
 ├── QueryRefused   not exactly one harmless SELECT; `query` is the text
-└── QueryFailed    a SELECT that DuckDB can't parse, bind or run; `query` is the text
+├── QueryFailed    a SELECT that DuckDB can't parse, bind or run; `query` is the text
+└── FormatMissing  an answer was asked for in the form of a `package` that is not installed
 
 Every one carries `path`, the log's directory, and says in its last sentence what to do.
 """
@@ -70,4 +71,12 @@ class QueryFailed(LogError):
 
     def __init__(self, message: str, *, path: str, query: str) -> None:
         self.query = query
+        super().__init__(message, path=path)
+
+
+class FormatMissing(LogError):
+    """An answer can't be given in a form: `package` is not installed."""
+
+    def __init__(self, message: str, *, path: str, package: str) -> None:
+        self.package = package
         super().__init__(message, path=path)

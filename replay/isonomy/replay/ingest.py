@@ -214,7 +214,7 @@ def _work(
     fresh = marks is None
     marks = marks or [0, 0]
     if not fresh:
-        _copy(directory.audit, directory.ingest)
+        copied(directory.audit, directory.ingest)
     with duckdb.connect(str(directory.ingest), config=_CONFIG) as connection:
         directory.ingest.chmod(0o600)
         if fresh:
@@ -308,7 +308,8 @@ def projected(
     return rows, contents
 
 
-def _copy(source: Path, target: Path) -> None:
+def copied(source: Path, target: Path) -> None:
+    """Copy a file that nobody changes to a new one, 0600."""
     descriptor = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with source.open("rb") as read, os.fdopen(descriptor, "wb") as written:
         try:  # in the kernel: where the file system can share blocks, nothing is copied at all

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from . import audit
+from .answers import Answer
 from .directory import AUDIT, LogDirectory
 from .errors import DamagedLog, QueryFailed, QueryRefused
 from .macros import MACROS
@@ -205,8 +206,8 @@ class Source:
         self.connection.execute("SET enable_external_access = false")
         self.connection.execute("SET lock_configuration = true")
 
-    def run(self, query: str, params: Parameters | None) -> duckdb.DuckDBPyRelation:
-        """Return the relation of a checked query.
+    def run(self, query: str, params: Parameters | None) -> Answer:
+        """Return the answer to a checked query.
 
         Raises:
             QueryRefused: not one harmless SELECT.
@@ -218,8 +219,8 @@ class Source:
         require_select(self.connection, query, path)
         try:
             if params is None:
-                return _in_utc(self.connection.sql(query))
-            return _in_utc(self.connection.sql(query, params=params))
+                return Answer(_in_utc(self.connection.sql(query)), path)
+            return Answer(_in_utc(self.connection.sql(query, params=params)), path)
         except (duckdb.FatalException, duckdb.IOException, duckdb.SerializationException) as error:
             raise damaged(self.directory, error) from error
         except duckdb.Error as error:

@@ -24,8 +24,9 @@ from .errors import NoSuchCall
 from .stored import StoredCall, StoredRecord
 
 if TYPE_CHECKING:
-    import duckdb
+    from pathlib import Path
 
+    from .answers import Answer
     from .checkpoints import Checked
     from .ingest import Ingested
     from .projection import Projection
@@ -129,18 +130,19 @@ class ReplayLog:
             found = journal.execute("SELECT value FROM meta WHERE name = 'log'").fetchone()
             return str(found[0])
 
-    def sql(self, query: str, *, params: Parameters | None = None) -> duckdb.DuckDBPyRelation:
-        """Ask one SELECT over the log's views and return DuckDB's relation.
+    def sql(self, query: str, *, params: Parameters | None = None) -> Answer:
+        """Ask one SELECT over the log's views.
 
         Args:
             query: one SELECT; with `?`, `$1` or `$name` for parameters.
             params: their values, in sequence or by name.
 
         Returns:
-            The relation over a connection of its own, which ends with it: `.fetchall()`, `.df()`,
-            `.arrow()`, `.pl()`, `.show()` and more. DuckDB runs it when it is asked for rows; a
-            damaged file may show as `duckdb.Error` then. Times with a time zone come as UTC
-            without one, like every time of the log.
+            DuckDB's relation over a connection of its own, which ends with it: `.fetchall()`,
+            `.show()`, `.columns` and more; `.arrow()`, `.df()` and `.pl()` for Arrow, pandas and
+            polars where those are installed. DuckDB runs it when it is asked for rows; a damaged
+            file may show as `duckdb.Error` then. Times with a time zone come as UTC without one,
+            like every time of the log.
 
         Raises:
             QueryRefused: it is not one harmless SELECT.
@@ -155,7 +157,7 @@ class ReplayLog:
             source.connection.close()
             raise
 
-    def ask(self, question: str, **parameters: object) -> duckdb.DuckDBPyRelation:
+    def ask(self, question: str, **parameters: object) -> Answer:
         """Ask one of the documented questions (QUESTIONS.md); what `sql` returns.
 
         Args:
@@ -207,6 +209,17 @@ class ReplayLog:
         from .ingest import refresh
 
         return refresh(self._directory.path, rebuild=rebuild)
+
+    def snapshot(self, file: str | os.PathLike[str]) -> Path:
+        """Write everything up to now to a new, read-only DuckDB file for any client.
+
+        Raises:
+            LogError: the log can't be brought up to date.
+            LogUnwritable: the file is there already, or can't be written.
+        """
+        from .snapshot import snapshot
+
+        return snapshot(self._directory, file)
 
     def status(self) -> Status:
         """Tell how the log is doing: records, how far they are ingested, bytes on disk.
