@@ -14,7 +14,6 @@ from .errors import InputError
 from .generation import Sampling
 from .vocabulary import Call, Document, Message, Text
 
-
 _VARIANT = "89ab" * 4
 """First digit of a UUID's fourth group, by four random bits."""
 
