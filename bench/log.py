@@ -21,7 +21,7 @@ def main(*, repetitions: int = 300, quick: bool = False) -> str:
     """Return append times and ingestion speed as a Markdown table."""
     from isonomy.replay import open_log
 
-    from . import ingestion
+    from . import appending, ingestion
 
     repetitions = 50 if quick else repetitions
     with tempfile.TemporaryDirectory() as name:
@@ -30,7 +30,7 @@ def main(*, repetitions: int = 300, quick: bool = False) -> str:
         bare.execute("pragma journal_mode=wal")
         bare.execute("pragma synchronous=full")
         bare.execute("create table records (sequence integer primary key, body blob)")
-        log = open_log(str(folder / "log"))
+        log = open_log(str(folder / "log"), background=False)
 
         def insert() -> float:
             body = os.urandom(BYTES)
@@ -39,7 +39,7 @@ def main(*, repetitions: int = 300, quick: bool = False) -> str:
             return time.perf_counter() - started
 
         def append() -> float:
-            entry = _entry(os.urandom(BYTES // 2).hex())
+            entry = entry_of(os.urandom(BYTES // 2).hex())
             started = time.perf_counter()
             log.append([entry])
             return time.perf_counter() - started
@@ -60,12 +60,15 @@ def main(*, repetitions: int = 300, quick: bool = False) -> str:
         ["records/s of the same", f"{ingested.records / ingested.seconds:.0f}"],
         ["memory of that subprocess, MB", f"{ingested.peak / 1e6:.0f}"],
     ]
-    return f"{BYTES} bytes a record, medians of {repetitions} alternating runs\n\n" + table(
-        ["what", "figure"], rows
+    return (
+        f"{BYTES} bytes a record, medians of {repetitions} alternating runs\n\n"
+        + table(["what", "figure"], rows)
+        + "\n\nBy processes and durability:\n\n"
+        + appending.main(records=200 if quick else 2000)
     )
 
 
-def _entry(text: str) -> Entry:
+def entry_of(text: str) -> Entry:
     """Return a result record that holds `text` as its output."""
     from isonomy.sdk.canonical import canonical
     from isonomy.sdk.generation import Usage

@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.replay import making
@@ -106,6 +107,51 @@ def test_an_entry_that_fails_alone_does_not_take_others_along(journal: JournalLo
     assert isinstance(outcomes.pop(3), LogError)
     assert sorted(outcomes.values()) == [[2], [3], [4], [5], [6]]  # type: ignore[type-var]
     assert ReplayLog(journal.path).verify().findings == ()
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_interrupt_of_who_leads_loses_and_doubles_nothing_of_the_others(
+    journal: JournalLog, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Ctrl-C in the middle of a transaction, or between its commit and the next statement."""
+    module = sys.modules[JournalLog.__module__]
+    name, owner = ("_insert", JournalLog) if moment == "before" else ("_place", module)
+    real = getattr(owner, name)
+    interrupted: list[str] = []
+
+    def interrupt(*given: Any) -> Any:
+        if not interrupted and threading.current_thread().name == "call-1":
+            interrupted.append(threading.current_thread().name)
+            raise KeyboardInterrupt
+        return real(*given)
+
+    outcomes: dict[str, object] = {}
+
+    def work() -> None:
+        name = threading.current_thread().name
+        try:
+            outcomes[name] = journal.append([making.opening(name)])
+        except KeyboardInterrupt as error:
+            outcomes[name] = error
+
+    monkeypatch.setattr(owner, name, interrupt)
+    threads = [threading.Thread(target=work, name=f"call-{number}") for number in range(6)]
+    with locked(Path(journal.path)):
+        for thread in threads:
+            thread.start()
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    # The second leads the four that came after it.
+    assert isinstance(outcomes.pop("call-1"), KeyboardInterrupt)
+    written = 5 if moment == "before" else 6
+    rows = ReplayLog(journal.path).sql("select call_id, sequence from records").fetchall()
+    stored = dict(rows)
+    assert len(rows) == len(stored) == written
+    assert outcomes == {name: [stored[name]] for name in outcomes}
+    assert len(outcomes) == 5
+    assert journal.append([making.opening("after")]) == [written + 1]
 
 
 def test_a_lock_that_is_held_for_long_keeps_no_thread_longer_than_it_may(path: Path) -> None:

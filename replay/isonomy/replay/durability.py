@@ -3,9 +3,9 @@
 `durability`
     ``call``      flushed before `append` returns. Threads of a process that wait for one another
                   share the next flush.
-    ``group``     the same, but a flush waits a few milliseconds so that more appends share it:
-                  for many threads on a disk that is slow to flush. Each is durable before it
-                  returns; each is that much later.
+    ``group``     the same, but where several threads append, a flush waits a few milliseconds so
+                  that more of them share it: for many threads on a disk that is slow to flush.
+                  Each is durable before it returns; each is that much later.
     ``relaxed``   handed to the system, not flushed: a killed process loses nothing, a crash of the
                   machine the last appends, but never one of the middle.
 

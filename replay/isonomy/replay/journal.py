@@ -105,6 +105,7 @@ class JournalLog:
         self._queue = Queue()
         self._gaps = Gaps(str(self._directory), clock)
         self._group = durability == "group"
+        self._crowded = False
         self._flushed = durability != "relaxed"
         self._troubled = False
         self._connection: sqlite3.Connection | None = None
@@ -179,17 +180,18 @@ class JournalLog:
 
     def _submit(self, request: Request) -> list[int]:
         """Queue a request, and write all that is queued unless another thread does."""
-        self._queue.put(request)
-        try:
-            with self._lock:
-                if self._group and not request.done:
-                    time.sleep(GROUP_SECONDS)  # Others queue meanwhile.
-                while not request.done:
-                    # Not in the queue: who had taken it was interrupted before he wrote it.
-                    self._write(self._queue.take() or [request])
-        except BaseException:
-            self._queue.drop(request)
-            raise
+        self._queue.enter(request)
+        if request.leads:
+            taken: list[Request] = []
+            try:
+                with self._lock:
+                    if self._group and (self._crowded or len(self._queue) > 1):
+                        time.sleep(GROUP_SECONDS)  # Others queue meanwhile.
+                    taken = self._queue.take()
+                    self._crowded = len(taken) > 1
+                    self._write(taken)
+            finally:
+                self._queue.leave(request, taken)
         if request.error is not None:
             raise request.error
         return request.sequences
@@ -320,6 +322,7 @@ class JournalLog:
                 placed.append((request, at))
                 prepared += request.prepared
             execute("COMMIT")
+            _place(placed)
         except BaseException as error:
             if not first or isinstance(error, Exception) or connection.in_transaction:
                 self._abandon(connection)
@@ -327,7 +330,6 @@ class JournalLog:
                 _place(placed)
                 self._gaps.clear()
             raise
-        _place(placed)
         if self._gaps:
             self._gaps.recorded()
         if len(self._shared) > _SHARED_KNOWN:
@@ -566,12 +568,13 @@ class JournalLog:
 
     def _before_fork(self) -> None:
         self._lock.stop()
+        self._queue.stop()
         self._release()
 
     def _after_fork(self, *, child: bool) -> None:
         if child:
-            self._queue.clear()
             self._gaps.clear()
+        self._queue.go_on(child=child)
         self._lock.go_on()
 
 
