@@ -19,6 +19,7 @@ from tests.replay import making
 
 from isonomy.replay import ReplayLog, open_log, replay_call
 from isonomy.replay.errors import NoSuchCall, QueryFailed
+from isonomy.replay.hashing import leaf_hash
 from isonomy.replay.interchange import lines as lines_module
 from isonomy.replay.interchange import selecting
 from isonomy.replay.interchange.calls import CallSummary, export_calls
@@ -285,6 +286,22 @@ def test_damaged_lines_are_refused_by_number(
     done = import_lines([file], tmp_path / "copy", skip_bad=True)
     assert [(each.file, each.place) for each in done.skipped] == [(str(file), "line 3")]
     assert sorted(contents(ReplayLog(tmp_path / "copy"))) == ["call-finished", "call-remote"]
+
+
+@pytest.mark.parametrize("kind", ["gap", "tombstone"])
+def test_what_a_log_says_of_itself_comes_from_no_other(tmp_path: Path, kind: str) -> None:
+    """A tombstone from elsewhere would have verification accept what is missing."""
+    told: dict[str, Any] = {"kind": kind, "call_id": f"{kind}-1", "session": "s", "subject": "s"}
+    told |= {"wall_ns": 1, "monotonic_ns": 1, "host": "h", "process": 1, "reason": "r"}
+    if kind == "gap":
+        told |= {"since_ns": 1, "until_ns": 2, "entries": 1, "calls": 1, "lost": {}, "unnamed": 0}
+    else:
+        told |= {"what": "call", "target": "call-1", "by": "x", "done": True, "erased": []}
+    leaf = canonical({"payloads": [], "record": told})
+    record = {"sequence": 1, "leaf": leaf.decode(), "leaf_hash": leaf_hash(leaf).hex()}
+    line = {"format": "isonomy call 1", "log": "x", "call_id": f"{kind}-1", "records": [record]}
+    with pytest.raises(UnusableFile, match=r"no record of a call|can't be read"):
+        import_lines([written(tmp_path, [json.dumps(line).encode()])], tmp_path / "copy")
 
 
 @pytest.mark.parametrize(

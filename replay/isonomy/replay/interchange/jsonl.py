@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 import msgspec
 
 from isonomy.sdk.canonical import canonical
-from isonomy.sdk.records import Entry, Intent, Payload, Record
+from isonomy.sdk.records import Entry, Intent, Opening, Payload, Record, Result, Segment
 
 from ..checking import Examined
 from ..hashing import SALT_BYTES, SHARED_SALT, LeafContent, commitment, leaf_hash
@@ -259,6 +259,9 @@ def _entry(call: CallLine, line: RecordLine) -> Entry:
         record = _RECORD.decode(content.record)
     except msgspec.MsgspecError as error:
         raise damaged(f"the leaf can't be read ({error})") from None
+    if not isinstance(record, Opening | Intent | Segment | Result):
+        # What a log says of itself (gaps, tombstones) is no other log's to say.
+        raise damaged("it is no record of a call")
     if record.call_id != call.call_id:
         raise damaged("it is of another call")
     if [each.name for each in content.payloads] != [each.name for each in line.payloads]:

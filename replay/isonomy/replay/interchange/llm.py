@@ -39,7 +39,7 @@ from isonomy.sdk.vocabulary import (
 from isonomy.sdk.wrapping.openai_format import tool_call_of
 
 from .errors import UnusableFile
-from .lines import data_of
+from .lines import data_of, opened
 from .traffic import PastCall, nanoseconds
 
 SOURCE = "llm"
@@ -82,8 +82,10 @@ def _connected(file: str) -> sqlite3.Connection:
     try:
         if not path.is_file():
             raise UnusableFile("there is no such file. Check the path.", file=file)
-        # Without a write-ahead log nothing is pending, and nothing need be written beside it.
-        rest = "" if Path(f"{file}-wal").exists() else "&immutable=1"
+        with opened(path) as stream:
+            keeps_log = stream.read(20)[18:19] == b"\x02"
+        # To read a database with a write-ahead log, SQLite would make that log where there is none.
+        rest = "&immutable=1" if keeps_log and not Path(f"{file}-wal").exists() else ""
     except (OSError, ValueError) as error:
         raise UnusableFile(f"it can't be read: {error}. Check the path.", file=file) from None
     database = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro{rest}", uri=True)

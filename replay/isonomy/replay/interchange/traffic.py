@@ -4,6 +4,7 @@ Each passes the real pipeline (`isonomy.sdk.performing`) with its recorded answe
 model, so that checks judge it as they would have, and its record is one of ours: it can be queried,
 replayed, and judged by another policy. The operation is ``import``; the backend is who answered
 then, never deterministic, so nothing is ever asked again. Unless a policy is given, none judges.
+Observers of a policy (telemetry) are not told: these calls happened before.
 
 What was recorded answers once, whatever a check made of the messages: a check that has the model
 asked again, or asks it something itself, finds no answer, and the call ends with that error, as its

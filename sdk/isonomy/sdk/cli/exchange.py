@@ -176,7 +176,12 @@ def _new_file(file: str) -> Iterator[BinaryIO]:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            os.link(part, target)  # never over a file that came meanwhile
+            try:
+                os.link(part, target)  # never over a file that came meanwhile
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without links
+                part.rename(target)
         finally:
             with suppress(OSError):
                 part.unlink()
