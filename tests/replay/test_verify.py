@@ -63,6 +63,9 @@ def small_log(folder: Path, *, page_size: int) -> Path:
         journal.append([making.opening("c1")])
         journal.append(making.call("c1", "hi", ["a", "b"]))
         journal.append([making.intent("c2", "hi", session="s2")])
+        # A loss, and what it explains.
+        journal.append([making.gap(lost={"c3": {"intent": 1}}, unnamed=0)])
+        journal.append([making.result("c3", ["a"])])
     with closing(sqlite3.connect(path / "journal.sqlite", isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = DELETE")
         connection.execute(f"PRAGMA page_size = {page_size}")
@@ -142,7 +145,7 @@ def test_a_flipped_bit_of_the_leaves(tmp_path: Path) -> None:
     path = small_log(tmp_path, page_size=4096)
     positions = list(range((path / "leaves").stat().st_size))
     found, silent = flip_each(path, "leaves", positions, random.Random(SEED))
-    assert (found, silent) == (4 * 32, [])
+    assert (found, silent) == (6 * 32, [])
 
 
 @pytest.mark.timeout(3600)
