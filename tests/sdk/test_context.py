@@ -7,6 +7,7 @@ import json
 import random
 import threading
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,6 +65,41 @@ def doing(
     plugin = check(Doing(act, stage), id="doing", **options)
     with Guard(backend or Scripted(), [plugin], log, secrets=secrets) as guard:
         return guard.chat("hello", sampling=SEED)
+
+
+def within(ctx: Any, take: Any) -> Allow:
+    ctx.effect("outer", lambda: take(ctx) and None)
+    return Allow()
+
+
+async def awithin(ctx: Any, take: Any) -> Allow:
+    async def outer() -> None:
+        take(ctx)
+
+    await ctx.aeffect("outer", outer)
+    return Allow()
+
+
+@pytest.mark.parametrize("how", [within, awithin])
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda ctx: ctx.secret("key"),
+        lambda ctx: ctx.now(),
+        lambda ctx: ctx.effect("inner", lambda: 1),
+        lambda ctx: ctx.generate("what?"),
+    ],
+)
+def test_an_effect_asks_for_nothing_of_its_own(tmp_path: Path, how: Any, take: Any) -> None:
+    """A replay does not do it again, and would miss what it asked for."""
+    backend, doing = Scripted(), Doing(lambda ctx: how(ctx, take))
+    with Guard(backend, [doing], tmp_path, secrets=lambda _: "hunter2") as guard:
+        reply = guard.chat("hello", sampling=SEED)
+        assert (reply.verdict, backend.requests) == ("block", [])
+        assert reply.reason is not None
+        assert "inside of an effect" in reply.reason
+        replayed = guard.replay(reply.call_id)
+        assert replayed.status == "verified", replayed.sentence()
 
 
 # Clock and randomness.

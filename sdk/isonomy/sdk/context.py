@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 EffectKind = Literal["now", "rng", "effect", "secret"]
+_DOING: ContextVar[Context | None] = ContextVar("doing", default=None)
+"""Whose effect is being done."""
 
 
 class Context:
@@ -69,6 +72,12 @@ class Context:
             raise PluginError(
                 f"check {self._check!r} used its context after it had returned or timed out. "
                 "Use the context only inside the hook.",
+                plugin=self._check,
+            )
+        if _DOING.get() is self:
+            raise PluginError(
+                f"check {self._check!r} used its context inside of an effect, which a replay does "
+                "not do again. Ask for what the effect needs before it: key = ctx.secret(...).",
                 plugin=self._check,
             )
 
@@ -128,16 +137,35 @@ class Context:
 
         Raises:
             InputError: the name is no text, or the result is not plain data.
+            PluginError: `function` uses this context.
         """
-        result: T = self._take("effect", name, function)
+
+        def done() -> T:
+            before = _DOING.get()
+            _DOING.set(self)
+            try:
+                return function()
+            finally:
+                _DOING.set(before)
+
+        result: T = self._take("effect", name, done)
         return result
 
     async def aeffect(self, name: str, function: Callable[[], Awaitable[T]]) -> T:
         """Like `effect`, for an async function."""
+
+        async def done() -> T:
+            before = _DOING.get()
+            _DOING.set(self)
+            try:
+                return await function()
+            finally:
+                _DOING.set(before)
+
         self._open()
         result: T = await self._trail.atake(
             name,
-            function,
+            done,
             gate=self._open,
             stage=self._stage,
             check=self._check,
