@@ -12,6 +12,7 @@ from isonomy.sdk.generation import Attempt, Generation, Identity, Sampling, Toke
 from isonomy.sdk.records import (
     CheckIdentity,
     Entry,
+    Erased,
     Gap,
     Intent,
     Opening,
@@ -20,6 +21,7 @@ from isonomy.sdk.records import (
     RequestContent,
     Result,
     Segment,
+    Tombstone,
     header_of,
 )
 from isonomy.sdk.vocabulary import (
@@ -263,6 +265,28 @@ def opening(call_id: str, *, at: int = 0, session: str = "session-1") -> Entry:
             process=4711,
             check="secrets",
             effect="lookup",
+        )
+    )
+
+
+def tombstone(*, done: bool = False) -> Entry:
+    """Content was erased: of records that no log has."""
+    return Entry(
+        Tombstone(
+            call_id="tombstone-1",
+            session="tombstone-1",
+            subject="tombstone-1",
+            wall_ns=START,
+            monotonic_ns=0,
+            host="host-a",
+            process=4711,
+            what="subject",
+            target="session-9",
+            by="office-1",
+            reason="request 17",
+            done=done,
+            erased=(Erased(1 << 40, ("request", "events")),),
+            kept=(Erased(1 << 41, ("message/0",)),),
         )
     )
 

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import duckdb
+import msgspec
 import pytest
 from tests.replay import making
 
@@ -29,6 +30,7 @@ from isonomy.replay.directory import LogDirectory
 from isonomy.replay.ingest import ingest
 from isonomy.replay.projection import TABLES
 from isonomy.replay.verification import verify_journal
+from isonomy.sdk.records import Entry, Masked
 
 EVERY_BYTE = os.environ.get("ISONOMY_TORTURE") == "1"
 """Flip every byte instead of a sample: minutes instead of seconds."""
@@ -410,7 +412,10 @@ OTHER: dict[str, Callable[[str], str]] = {
 
 def test_every_typed_column_is_compared(filled: ReplayLog, journal: JournalLog, path: Path) -> None:
     """Every column in turn; the n-th of every table at the same time, for speed."""
-    journal.append([*making.segments("call-intended", ["hé", "llo"]), making.gap()])
+    first, second = making.segments("call-intended", ["hé", "llo"])
+    masked = msgspec.structs.replace(second.record, masked=(Masked("text", ""),))
+    withheld = Entry(masked, second.payloads)
+    journal.append([first, withheld, making.gap(), making.tombstone()])
     ingest(path)
     published = (path / "audit.duckdb").read_bytes()
     tables = {table: columns for table, columns in TABLES.items() if table != "damaged"}

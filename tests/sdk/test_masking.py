@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from isonomy.replay import ReplayLog
+from isonomy.replay import ReplayLog, replay_call
 from isonomy.sdk import ConfigError, Guard, InputError, check
 from isonomy.sdk.generation import Generation, Identity, Request, Sampling, TokenTrace
 from isonomy.sdk.vocabulary import (
@@ -145,7 +145,7 @@ def test_what_a_mask_names_is_in_no_file(path: Path, mask: list[dict[str, str]])
         assert call.result is not None
         places = {m.pointer for m in call.result.masked or () if m.payload == "events"}
         assert {f"/0/generation/{name}" for name in ("raw", "tokens", "prompt_ids")} <= places
-        replayed = log.replay(call.call_id)
+        replayed = replay_call(call)
         assert (replayed.status, "told to mask message/0" in str(replayed.reason)) == (
             "refused",
             True,
@@ -160,7 +160,7 @@ def test_a_call_without_anything_to_mask_is_recorded_whole_and_replays(path: Pat
         assert call.intent is not None
         assert not call.intent.masked
         assert b"masked" not in b"".join(record.leaf for record in call.records)
-        assert log.replay(call.call_id).status == "verified"
+        assert replay_call(call).status == "verified"
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,15 @@ damage is a finding, not a failure.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 
 from isonomy.sdk.events import Event
-from isonomy.sdk.records import Intent, Record, Result, header_of
+from isonomy.sdk.records import Intent, Record, Result, Tombstone, header_of
 
 from . import packing
 from .database import SHARED_SUBJECT
@@ -28,11 +29,29 @@ _EVENTS = msgspec.json.Decoder(tuple[Event, ...])
 _VARIABLES = 500
 """Variables of one statement; SQLite allows more."""
 
+TOMBSTONE = "tombstone-"
+"""How the ids of tombstones begin."""
+
 FIRST = -(1 << 63)
 """Below every sequence number that a damaged row could hold."""
 
-Subjects = dict[Any, tuple[Any, Any]]
-"""Row of a subject: its name (`None` for shared content) and key."""
+
+class Subjects(dict[Any, tuple[Any, Any]]):
+    """Row of a subject: its name (`None` for shared content) and key.
+
+    `erased` are the payloads that tombstones of the journal name, by record; `done` those whose
+    erasure had come to its end.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[tuple[Any, tuple[Any, Any]]] = (),
+        erased: Mapping[int, frozenset[str]] | None = None,
+        done: Mapping[int, frozenset[str]] | None = None,
+    ) -> None:
+        super().__init__(rows)
+        self.erased: Mapping[int, frozenset[str]] = erased or {}
+        self.done: Mapping[int, frozenset[str]] = done or {}
 
 
 class RawPayload(msgspec.Struct, frozen=True):
@@ -68,8 +87,8 @@ class Examined(msgspec.Struct, frozen=True):
     """A record after its examination.
 
     `record` is `None` if the leaf can't be read. `payloads` holds the bodies whose commitment fits,
-    by name, `contents` the numbers of their bodies (`RawPayload.content`). `problems` is empty for
-    an intact record.
+    by name, `contents` the numbers of their bodies (`RawPayload.content`), `erased` the names of
+    those that are gone as a tombstone says. `problems` is empty for an intact record.
     """
 
     raw: RawRecord
@@ -78,6 +97,7 @@ class Examined(msgspec.Struct, frozen=True):
     payloads: dict[str, bytes]
     contents: dict[str, int]
     problems: tuple[str, ...]
+    erased: tuple[str, ...] = ()
 
     @property
     def call_id(self) -> str:
@@ -86,11 +106,40 @@ class Examined(msgspec.Struct, frozen=True):
 
 
 def subjects(connection: sqlite3.Connection) -> Subjects:
-    """Return all subjects with their keys."""
-    return {
-        row: (name, key)
-        for row, name, key in connection.execute("SELECT id, subject, key FROM subjects")
-    }
+    """Return all subjects with their keys, and what was erased."""
+    return Subjects(
+        (
+            (row, (name, key))
+            for row, name, key in connection.execute("SELECT id, subject, key FROM subjects")
+        ),
+        erased(connection),
+        erased(connection, done=True),
+    )
+
+
+def tombstones(connection: sqlite3.Connection) -> Iterator[tuple[int, Tombstone]]:
+    """Yield the tombstones of the journal with their numbers; not those that are damaged."""
+    for sequence, leaf, hash_ in connection.execute(
+        "SELECT sequence, leaf, leaf_hash FROM records WHERE call_id >= ? AND call_id < ?"
+        " AND kind = 'tombstone' ORDER BY sequence",
+        (TOMBSTONE, TOMBSTONE[:-1] + chr(ord(TOMBSTONE[-1]) + 1)),
+    ).fetchall():
+        if not isinstance(leaf, bytes) or leaf_hash(leaf) != hash_:
+            continue
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            record = _RECORD.decode(_LEAF.decode(leaf).record)
+            if isinstance(record, Tombstone):
+                yield sequence, record
+
+
+def erased(connection: sqlite3.Connection, *, done: bool = False) -> dict[int, frozenset[str]]:
+    """Return the names of the payloads that tombstones name, by record; or only those `done`."""
+    found: dict[int, frozenset[str]] = {}
+    for number, tombstone in tombstones(connection):
+        for each in tombstone.erased if tombstone.done or not done else ():
+            if each.sequence < number:  # nothing can be erased ahead
+                found[each.sequence] = found.get(each.sequence, frozenset()) | {*each.payloads}
+    return found
 
 
 def last_sequence(connection: sqlite3.Connection) -> int:
@@ -223,6 +272,7 @@ def examine(raw: RawRecord, known: Subjects) -> Examined:
             problems.append("the column kind differs from the leaf")
     bodies: dict[str, bytes] = {}
     contents: dict[str, int] = {}
+    gone: list[str] = []
     if raw.payloads is None:
         problems.append("its payloads can't be read")
     stored = {payload.position: payload for payload in raw.payloads or ()}
@@ -230,6 +280,12 @@ def examine(raw: RawRecord, known: Subjects) -> Examined:
         payload = stored.pop(position, None)
         if payload is None:
             problems.append(f"payload {name} is missing")
+            continue
+        if payload.body is None and payload.salt == b"":
+            if name in known.erased.get(raw.sequence, ()):
+                gone.append(name)
+            else:
+                problems.append(f"payload {name} was removed, and no tombstone says so")
             continue
         problem = _payload_problem(payload, expected, record, known)
         if problem is None:
@@ -245,7 +301,7 @@ def examine(raw: RawRecord, known: Subjects) -> Examined:
                 problems.append("the record's events are not those of its payload events")
         except msgspec.MsgspecError as error:
             problems.append(f"payload events can't be read ({error})")
-    return Examined(raw, record, commitments, bodies, contents, tuple(problems))
+    return Examined(raw, record, commitments, bodies, contents, tuple(problems), tuple(gone))
 
 
 def _payload_problem(

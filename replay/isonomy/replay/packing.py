@@ -2,7 +2,8 @@
 
 MessagePack, an array with one pair for each payload in the order of the leaf: the salt of its
 commitment, and its body, or a number: the row of `contents` that holds the body, since the same
-content may come again in the same subject (messages, the policy as written).
+content may come again in the same subject (messages, the policy as written). What was erased keeps
+its place, with neither salt nor body (`ERASED`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Sequence
 
 import msgspec
 
-Kept = tuple[bytes, bytes | int]
+Kept = tuple[bytes, bytes | int | None]
 """A payload as kept: its salt, and its body or the row of its body."""
+
+ERASED: Kept = (b"", None)
+"""What stands in the place of a payload that was erased."""
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(tuple[Kept, ...])

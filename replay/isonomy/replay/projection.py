@@ -28,6 +28,7 @@ from isonomy.sdk.events import (
 )
 from isonomy.sdk.generation import Attempt, Generation, TokenTrace
 from isonomy.sdk.records import (
+    EventHeader,
     Gap,
     Intent,
     Opening,
@@ -35,6 +36,7 @@ from isonomy.sdk.records import (
     RequestContent,
     Result,
     Segment,
+    Tombstone,
 )
 from isonomy.sdk.vocabulary import Message
 
@@ -57,6 +59,7 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("name", "VARCHAR"),
         ("commitment", "VARCHAR"),
         ("content", "BIGINT"),
+        ("erased", "BOOLEAN"),
     ),
     "openings": (
         ("record", "BIGINT"),
@@ -226,6 +229,25 @@ TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
         ("host", "VARCHAR"),
         ("process", "BIGINT"),
     ),
+    "masked": (
+        ("record", "BIGINT"),
+        ("call_id", "VARCHAR"),
+        ("position", "INTEGER"),
+        ("payload", "VARCHAR"),
+        ("pointer", "VARCHAR"),
+    ),
+    "tombstones": (
+        ("record", "BIGINT"),
+        ("call_id", "VARCHAR"),
+        ("wall_ns", "BIGINT"),
+        ("what", "VARCHAR"),
+        ("target", "VARCHAR"),
+        ("erased_by", "VARCHAR"),
+        ("reason", "VARCHAR"),
+        ("done", "BOOLEAN"),
+        ("erased", "VARCHAR"),
+        ("kept", "VARCHAR"),
+    ),
     "damaged": (
         ("record", "BIGINT"),
         ("call_id", "VARCHAR"),
@@ -257,7 +279,14 @@ def project(examined: Examined, rows: Projection) -> None:
         (number, call, examined.raw.kind, examined.raw.leaf.decode(), examined.raw.leaf_hash.hex())
     )
     rows["payloads"].extend(
-        (number, position, name, commitment, examined.contents[name])
+        (
+            number,
+            position,
+            name,
+            commitment,
+            examined.contents.get(name),
+            name in examined.erased,
+        )
         for position, (name, commitment) in enumerate(examined.commitments)
     )
     match record:
@@ -290,6 +319,21 @@ def project(examined: Examined, rows: Projection) -> None:
             )
         case Result():
             _result(number, record, examined.payloads, rows)
+        case Tombstone():
+            rows["tombstones"].append(
+                (
+                    number,
+                    call,
+                    _big(record.wall_ns),
+                    record.what,
+                    record.target,
+                    record.by,
+                    record.reason,
+                    record.done,
+                    _json(record.erased),
+                    _json(record.kept),
+                )
+            )
         case Gap():
             rows["gaps"].append(
                 (
@@ -306,6 +350,12 @@ def project(examined: Examined, rows: Projection) -> None:
                     _big(record.process),
                 )
             )
+    rows["masked"].extend(
+        (number, call, place, each.payload, each.pointer)
+        for place, each in enumerate(record.masked or ())
+    )
+    if "events" in examined.erased and isinstance(record, Intent | Result):
+        rows["events"].extend(_header(number, call, header) for header in record.events)
     body = examined.payloads.get("events")
     exact = _decode(body, list[msgspec.Raw]) or ()
     for event, text in zip(_decode(body, tuple[Event, ...]) or (), exact, strict=False):
@@ -465,6 +515,22 @@ def _event(number: int, call: str, event: Event, text: str) -> Row:
         _big(getattr(event, "duration_ns", None)),
         None if isinstance(event, Generated) else text,
     )
+
+
+def _header(number: int, call: str, header: EventHeader) -> Row:
+    """Return the row of an event whose content was erased."""
+    told = {
+        "record": number,
+        "call_id": call,
+        "sequence": _big(header.sequence),
+        "type": header.type,
+        "stage": header.stage,
+        "check_id": header.check,
+        "round": _big(header.round),
+        "verdict": header.verdict,
+        "duration_ns": _big(header.duration_ns),
+    }
+    return tuple(told.get(name) for name, _ in TABLES["events"])
 
 
 def _generation(number: int, call: str, event: Generated) -> Row:

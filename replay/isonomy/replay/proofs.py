@@ -129,6 +129,7 @@ def _payloads(examined: checking.Examined) -> tuple[BundledPayload, ...]:
             name=name, salt=_base64(salts[position]), body=_base64(examined.payloads[name])
         )
         for position, (name, _) in enumerate(examined.commitments)
+        if name not in examined.erased
     )
 
 

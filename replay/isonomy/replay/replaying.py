@@ -205,6 +205,12 @@ def _complete(stored: StoredCall) -> tuple[Intent, Result]:
                 "was asked and answered can't be restored. A call that must stay replayable has "
                 "its content replaced by a check instead."
             )
+    for stored_record in stored.records:
+        if stored_record.erased:
+            raise Refusal(
+                f"its content was erased: the payload {stored_record.erased[0]!r} of record "
+                f"{stored_record.sequence}. Who did it, and why, is in the view tombstones."
+            )
     missing = [(r.sequence, name) for r in stored.records for name in r.missing]
     if missing:
         raise Refusal(f"the payload {missing[0][1]!r} of record {missing[0][0]} is gone.")

@@ -36,6 +36,7 @@ class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
         record: the record proper; `None` where the leaf can't be read.
         payloads: the bodies whose commitment fits, by name.
         missing: names in the leaf without such a body.
+        erased: those of them that were erased, as a tombstone of the log says.
         damage: what does not fit, in words; empty for an intact record.
     """
 
@@ -46,6 +47,7 @@ class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
     payloads: dict[str, bytes]
     missing: tuple[str, ...] = ()
     damage: tuple[str, ...] = ()
+    erased: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, examined: Examined) -> StoredRecord:
@@ -61,6 +63,7 @@ class StoredRecord(msgspec.Struct, frozen=True, kw_only=True):
                 name for name, _ in examined.commitments if name not in examined.payloads
             ),
             damage=examined.problems,
+            erased=examined.erased,
         )
 
     def events(self) -> tuple[Event, ...]:

@@ -127,6 +127,7 @@ def verify(
             f"Up to record {proven} the log is the one that was signed; what lies beyond is "
             "unproven."
         ]
+    notes += _unfinished(directory)
     if not audited.present:
         notes.append(
             "There is no audit.duckdb yet; the first `isonomy sql` on a long log makes it."
@@ -140,6 +141,23 @@ def verify(
         notes=tuple(notes),
         proven=proven,
     )
+
+
+def _unfinished(directory: LogDirectory) -> Iterator[str]:
+    """Yield what is to be said of erasures that were broken off."""
+    begun: dict[tuple[str, str], str] = {}
+    try:
+        with closing(database.connect(directory, writable=False)) as journal:
+            for number, stone in checking.tombstones(journal):
+                begun.pop((stone.what, stone.target), None)
+                if not stone.done:
+                    begun[stone.what, stone.target] = (
+                        f"The erasure that record {number} announces did not come to its end: "
+                        f"erase the {stone.what} again (isonomy log erase)."
+                    )
+    except database.FAILURES:
+        return  # a finding already
+    yield from begun.values()
 
 
 def _compare(
@@ -256,6 +274,7 @@ class _JournalCheck:
         self.segments: dict[str, int] = {}  # of calls without a result so far: how many left
         self.version = database.SCHEMA
         self.used: set[int] = set()
+        self.known = checking.Subjects()
         self.lost = Lost()
         self.hidden = False  # whether some record does not say what it uses
 
@@ -266,7 +285,7 @@ class _JournalCheck:
         self.journal.execute("BEGIN")
         self.guarded(self.schema)
         self.guarded(self.structure)
-        known = checking.subjects(self.journal)
+        known = self.known = checking.subjects(self.journal)
         (total,) = self.journal.execute("SELECT count(*) FROM records").fetchone()
         for batch in self.batches():
             examined = [checking.examine(raw, known) for raw in batch]
@@ -383,6 +402,13 @@ class _JournalCheck:
         self.last = max(self.last, sequence)
         for problem in examined.problems:
             self.find(problem, sequence=sequence, call_id=examined.call_id)
+        back = self.known.done.get(sequence, frozenset()) & examined.payloads.keys()
+        for name in sorted(back):
+            self.find(
+                f"payload {name} is there, and a tombstone says that it was erased",
+                sequence=sequence,
+                call_id=examined.call_id,
+            )
         self.segment(examined)
         self.hidden = self.hidden or examined.raw.payloads is None
         self.used.update(
@@ -415,7 +441,7 @@ class _JournalCheck:
         if not self.lost:
             return False
         for raw in checking.read_range(self.journal, sequence, sequence):
-            record = checking.examine(raw, {}).record
+            record = checking.examine(raw, checking.Subjects()).record
             return record is not None and self.lost.explains(record, sequence, "intent", 1)
         return False
 

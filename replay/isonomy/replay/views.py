@@ -473,6 +473,46 @@ _DEFINITIONS: Final = {
                 "number of the stored content; equal within a subject means equal bytes",
             ),
             ("json", "try(decode(c.body))", "the content as hashed, JSON text"),
+            ("erased", "p.erased", "whether it was erased; see tombstones"),
+        ),
+    ),
+    "masked": _view(
+        "FROM stored.masked m",
+        "One row a place in a payload from which something was taken before it was recorded.",
+        (
+            ("call_id", "m.call_id", _CALL),
+            ("payload", "m.payload", "name of the payload, as in the view payloads"),
+            (
+                "pointer",
+                "m.pointer",
+                "JSON pointer into it; where it names plain data, something in that",
+            ),
+            ("record", "m.record", _RECORD),
+            ("position", "m.position", "place in the record's list"),
+        ),
+    ),
+    "tombstones": _view(
+        "FROM stored.tombstones t",
+        "Two rows an erasure of content: before it began, and when nothing was left.",
+        (
+            ("call_id", "t.call_id", "id of the tombstone itself; it belongs to no call"),
+            (
+                "recorded_at",
+                "make_timestamp(t.wall_ns // 1000)",
+                "wall clock, UTC, microseconds",
+            ),
+            ("what", "t.what", "call or subject"),
+            ("target", "t.target", "id of the call, or the subject, whose content was erased"),
+            ("erased_by", "t.erased_by", "who had it erased"),
+            ("reason", "t.reason", "why"),
+            ("done", "t.done", "false for the row from before it began"),
+            (
+                "erased",
+                "t.erased",
+                "payloads that are gone, JSON array of a record's number and names",
+            ),
+            ("kept", "t.kept", "payloads that stay, as other calls of the subject hold the same"),
+            ("record", "t.record", _RECORD),
         ),
     ),
     "gaps": _view(

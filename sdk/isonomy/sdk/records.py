@@ -2,7 +2,8 @@
 
 A call writes an `Intent` (after the pre-filters, before the model) and a `Result` (before the
 answer is released). A plugin's effect before the intent writes an `Opening` first, so that nothing
-touches the world without a trace. A log that could not record something says so in a `Gap`.
+touches the world without a trace. A log that could not record something says so in a `Gap`, one
+from which content was erased in a `Tombstone`.
 
 A record proper holds nothing derived from content: ids, times, names, counts, settings, digests of
 artefacts. Content travels beside it as named payloads, each of canonical bytes; the log stores a
@@ -195,7 +196,33 @@ class Gap(_Record, frozen=True, tag="gap"):
     """The error of the first loss."""
 
 
-Record = Opening | Intent | Segment | Result | Gap
+class Erased(msgspec.Struct, frozen=True):
+    """Payloads of a record, by the record's number in the log."""
+
+    sequence: int
+    payloads: tuple[str, ...]
+
+
+class Tombstone(_Record, frozen=True, tag="tombstone"):
+    """Content was erased from the log; what is listed here is no longer there, and no damage.
+
+    It belongs to no call: its own id begins with ``tombstone-``. Of each erasure there is one from
+    before it began (`done` is false), and one from when nothing was left.
+    """
+
+    what: Literal["call", "subject"]
+    target: str
+    """The call's id, or the subject."""
+    by: str
+    """Who had it erased."""
+    reason: str
+    done: bool
+    erased: tuple[Erased, ...]
+    kept: tuple[Erased, ...] = ()
+    """What stays, since other calls of the same subject hold the same."""
+
+
+Record = Opening | Intent | Segment | Result | Gap | Tombstone
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,13 +123,15 @@ _signing = (
 )
 
 
-def _with_signing(function: Any) -> Any:
+def with_signing(function: Any) -> Any:
+    """Give a command the options that say who signs."""
     for option in reversed(_signing):
         function = option(function)
     return function
 
 
-def _signers(keys: tuple[str, ...], command: str | None, public: str | None) -> list[Signer]:
+def signers_of(keys: tuple[str, ...], command: str | None, public: str | None) -> list[Signer]:
+    """Return who signs, as those options say."""
     from isonomy.replay.notes import Command, Key, PrivateKey
 
     signers: list[Signer] = [PrivateKey.read(file) for file in keys]
@@ -147,7 +149,7 @@ def _signers(keys: tuple[str, ...], command: str | None, public: str | None) -> 
 
 @log_command.command("checkpoint")
 @log_option
-@_with_signing
+@with_signing
 @click.option("--out", "place", metavar="PATH", help="A file, or a directory that collects them.")
 @click.option("--to", "receiver", metavar="COMMAND", help="A command that takes it on its input.")
 def checkpoint_log(
@@ -165,7 +167,7 @@ def checkpoint_log(
     """
     from isonomy.replay import checkpoints
 
-    note = checkpoints.take(log_directory(log), _signers(keys, command, public))
+    note = checkpoints.take(log_directory(log), signers_of(keys, command, public))
     if place is not None:
         click.echo(str(checkpoints.keep(note, place)))
     if receiver is not None:
@@ -177,7 +179,7 @@ def checkpoint_log(
 @log_command.command("prove")
 @click.argument("call")
 @log_option
-@_with_signing
+@with_signing
 @click.option("--out", "file", metavar="FILE", help="Where the bundle goes, else standard output.")
 @click.option("--without-content", is_flag=True, help="Leave out what was said.")
 def prove_call(
@@ -201,7 +203,7 @@ def prove_call(
     bundle = proofs.prove(
         log_directory(log),
         call,
-        signers=_signers(keys, command, public),
+        signers=signers_of(keys, command, public),
         payloads=not without_content,
     )
     body = msgspec.json.format(msgspec.json.encode(bundle), indent=1)
@@ -228,4 +230,9 @@ def _clip(text: str | None, width: int = 48) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-from . import exchange, log_status  # noqa: E402, F401 (add their commands to the group above)
+from . import (  # noqa: E402 (they add their commands to the group above)
+    exchange,  # noqa: F401
+    log_erase,  # noqa: F401
+    log_snapshot,  # noqa: F401
+    log_status,  # noqa: F401
+)
