@@ -8,7 +8,7 @@ import json
 import socket
 from typing import Any, Literal
 
-import httpx
+import httpx2 as httpx
 import openai
 import pydantic
 import pytest

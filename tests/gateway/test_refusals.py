@@ -363,7 +363,7 @@ def test_checks_that_block_or_hang_do_not_stop_the_server(serve: Serve) -> None:
     served = serve(Guard(Speaker(), policy=policy))
 
     async def asked_and_healthy() -> tuple[Any, list[float]]:
-        import httpx
+        import httpx2 as httpx
 
         async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
             asked = asyncio.create_task(
