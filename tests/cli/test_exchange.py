@@ -228,7 +228,7 @@ def test_what_is_bad_is_told_by_line(run: Run, tmp_path: Path, log: Path) -> Non
 
 
 def test_nothing_acts_on_a_terminal(nasty: Path) -> None:
-    for form in ("full", "calls", "otel"):
+    for form in ("full", "calls"):
         said = run_on_terminal("log", "export", "--log", nasty, "--form", form)
         assert said.status == 0, said
         text = said.out.replace("\r\n", "\n")

@@ -143,7 +143,7 @@ names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
 
 
 @settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.lists(
@@ -444,8 +444,8 @@ def _measured(folder: Path, calls: int, size: int) -> list[int]:
 
 
 def test_memory_is_that_of_a_call_not_of_a_log(tmp_path: Path) -> None:
-    """Sixty calls of 1 MB: 60 MB, of which only a few are held."""
-    before, exported, imported = _measured(tmp_path, 60, 1_000_000)
+    """Thirty calls of 1 MB, of which only a few are held."""
+    before, exported, imported = _measured(tmp_path, 30, 1_000_000)
     assert exported - before < 75
     assert imported - before < 90
 
