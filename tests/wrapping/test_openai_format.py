@@ -225,6 +225,20 @@ def test_a_changed_answer_loses_what_nobody_checked():
     assert choice["message"]["tool_calls"] == [WEATHER]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"n": 0}, "n must be an integer, 1 or more, not 0."),
+        ({"n": "2"}, "n must be an integer, 1 or more, not '2'."),
+        ({"stream": "yes"}, "stream must be true or false, not 'yes'."),
+    ],
+)
+def test_what_a_setting_must_be_is_said(wrong, says):
+    with pytest.raises(InputError) as raised:
+        request_of({"model": "m", "messages": [], **wrong})
+    assert str(raised.value) == says
+
+
 def test_reasoning_that_is_told_twice_is_judged_wherever_it_differs():
     differing = {"role": "assistant", "reasoning_content": "a", "reasoning": "b", "content": "c"}
     (message,) = messages_of([differing])

@@ -195,7 +195,8 @@ def _taken(rest: dict[str, Any], name: str, kind: type, strict: bool, least: int
         rest.pop(name, None)
         return value
     if strict:
-        raise InputError(f"{name} must be a {kind.__name__}, not {value!r:.40}.")
+        wanted = "true or false" if kind is bool else f"an integer, {least} or more"
+        raise InputError(f"{name} must be {wanted}, not {value!r:.40}.")
     return None
 
 
@@ -293,13 +294,14 @@ def _content_part(part: Any, where: str, carry: Collection[str]) -> Part:
 def unknown_part(where: str, kind: Any, known: Iterable[str]) -> InputError:
     """Return the error that names a part which no check could be asked about."""
     advice = (
-        f"wrap the client with carry=({kind!r},) and it is passed on, and shown to checks as Json."
+        f"Leave it out. A client that is wrapped here, with guard.wrap(client, carry=({kind!r},)), "
+        "passes it on, and checks are shown it as Json."
         if isinstance(kind, str)
-        else "give it one."
+        else "Leave it out, or give it one."
     )
     return InputError(
         f"{where} is of the type {kind!r:.40}, which can't be judged: known here and well formed "
-        f"are {', '.join(known)}. Leave it out, or {advice}"
+        f"are {', '.join(known)}. {advice}"
     )
 
 
