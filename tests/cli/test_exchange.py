@@ -99,6 +99,24 @@ def test_damaged_calls_are_named(run: Run, filled: Path) -> None:
     assert re.fullmatch(r"left out: call call-1: record 3: .*\n", done.err)
 
 
+def test_what_was_erased_is_in_no_export(run: Run, filled: Path, tmp_path: Path) -> None:
+    erased = run("log", "erase", "--log", filled, "--call", "call-1", "--by", "x", "--reason", "y")
+    assert erased.status == 0, erased.err
+    for form in ("full", "calls", "otel"):
+        done = run("log", "export", "--log", filled, "--form", form)
+        assert (done.status, len(lines(done.out))) == (0, 4)
+        assert "question 1" not in done.out
+    out = tmp_path / "calls.jsonl"
+    run("log", "export", "--log", filled, "--out", out)
+    copy = tmp_path / "copy"
+    assert run("log", "import", out, "--into", copy).status == 0
+    assert run("verify", "--log", copy).status == 0
+    (row,) = run(
+        "sql", "select input_text from calls where call_id = 'call-1'", "--log", copy, "--json"
+    ).json
+    assert row == {"input_text": None}
+
+
 def test_schemas(run: Run, filled: Path) -> None:
     for form, name in (("full", "CallLine"), ("calls", "CallSummary")):
         schema = run("log", "export", "--schema", "--form", form).json
