@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,22 @@ def test_a_log_comes_back_to_the_byte(filled: ReplayLog, tmp_path: Path) -> None
     assert copy.sql("select count(*) from calls where tags like '%imported_from%'").fetchall() == [
         (4,)
     ]
+
+
+GOLDEN = sorted(
+    path for path in (Path(__file__).parent / "golden").iterdir() if (path / "leaves").exists()
+)
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.name)
+def test_logs_of_every_version_come_back(golden: Path, tmp_path: Path) -> None:
+    shutil.copytree(golden, tmp_path / "log")
+    log = ReplayLog(tmp_path / "log")
+    import_lines([written(tmp_path, exported(log))], tmp_path / "copy")
+    copy = ReplayLog(tmp_path / "copy")
+    assert copy.verify().findings == ()
+    found = contents(log)
+    assert contents(copy) == {call_id: found[call_id] for call_id in ids(exported(log))}
 
 
 def test_an_import_of_an_import_keeps_both_origins(filled: ReplayLog, tmp_path: Path) -> None:
