@@ -41,6 +41,11 @@ GROUP_SECONDS: Final = 0.003
 RETRY_SECONDS: Final = (0.02, 0.5)
 """Shortest and longest pause between tries of `wait`; drawn at random, growing."""
 
+SHORTEST_PAUSE: Final = 0.0002
+LONGEST_PAUSE: Final = 0.005
+"""Between looks at a lock that another process holds, in seconds; a flush holds it for some 0.2 ms
+and longer."""
+
 PROBE_SECONDS: Final = 0.25
 """How long an append of `gap` waits for a lock once a gap is open: calls must go on."""
 

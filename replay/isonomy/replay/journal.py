@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import random
 import sqlite3
 import threading
 import time
@@ -30,7 +31,9 @@ from .database import SHARED_SUBJECT
 from .directory import JOURNAL, LogDirectory
 from .durability import (
     GROUP_SECONDS,
+    LONGEST_PAUSE,
     PROBE_SECONDS,
+    SHORTEST_PAUSE,
     Durability,
     OnFull,
     Settings,
@@ -107,7 +110,6 @@ class JournalLog:
         self._group = durability == "group"
         self._crowded = False
         self._flushed = durability != "relaxed"
-        self._troubled = False
         self._connection: sqlite3.Connection | None = None
         self._leaves: LeavesFile | None = None
         self._room: Room | None = None
@@ -237,7 +239,6 @@ class JournalLog:
 
     def _fail(self, requests: list[Request], error: Exception) -> None:
         """Tell the threads; where calls are to go on, note what is lost instead."""
-        self._troubled = True
         for request in requests:
             if request.done:
                 continue
@@ -251,13 +252,19 @@ class JournalLog:
     def _commit(self, requests: list[Request]) -> None:
         """Write requests in one transaction, an open gap before them."""
         connection, leaves = self._usable()
-        if self._troubled:
-            connection.execute(f"PRAGMA busy_timeout={self._patience(requests)}")
         with database.explained(self._directory, writing=True):
             try:
-                alone = len(requests) == 1 and not self._gaps
-                if not (alone and self._alone(connection, leaves, requests[0])):
-                    self._together(connection, leaves, requests)
+                pause = SHORTEST_PAUSE
+                while True:
+                    try:
+                        self._attempt(connection, leaves, requests)
+                        break
+                    except sqlite3.OperationalError as error:
+                        if not _is_busy(error) or time.monotonic() > self._deadline(requests):
+                            raise
+                    # SQLite's own waiting sleeps for up to 100 ms, however soon the lock is free.
+                    time.sleep(pause * (0.5 + random.random()))
+                    pause = min(pause * 2, LONGEST_PAUSE)
             except sqlite3.Error as error:
                 # Rights may come back without this connection's noticing: one that was opened
                 # read-only stays so.
@@ -266,18 +273,20 @@ class JournalLog:
                 raise
         if self._room is not None:
             self._room.make(connection)
-        if self._troubled:
-            self._troubled = False
-            wait = round(self.settings.wait_seconds * 1000)
-            connection.execute(f"PRAGMA busy_timeout={wait}")
 
-    def _patience(self, requests: list[Request]) -> int:
-        """Return for how many milliseconds to wait for a lock for which others waited in vain."""
-        if self.settings.on_full == "gap" and (self._gaps or not requests):
-            return round(PROBE_SECONDS * 1000)
+    def _attempt(
+        self, connection: sqlite3.Connection, leaves: LeavesFile, requests: list[Request]
+    ) -> None:
+        alone = len(requests) == 1 and not self._gaps
+        if not (alone and self._alone(connection, leaves, requests[0])):
+            self._together(connection, leaves, requests)
+
+    def _deadline(self, requests: list[Request]) -> float:
+        """Return until when to wait for a lock: as long as the one may that waits longest."""
+        if self.settings.on_full == "gap" and self._gaps:
+            return requests[-1].begun + PROBE_SECONDS if requests else 0.0
         oldest = min((request.begun for request in requests), default=0.0)
-        left = oldest + self.settings.wait_seconds - time.monotonic()
-        return max(round(left * 1000), 1)
+        return oldest + self.settings.wait_seconds
 
     def _alone(self, connection: sqlite3.Connection, leaves: LeavesFile, request: Request) -> bool:
         """Write a record that needs no other: one statement, and its own transaction.
@@ -394,6 +403,7 @@ class JournalLog:
                 meta = database.check(connection, directory, writing=True)
                 if meta["schema"] != str(database.SCHEMA):
                     database.migrate(connection)
+                connection.execute("PRAGMA busy_timeout=0")  # `_commit` waits by itself.
                 self._recognize(meta["log"])
                 self._refuse_lost_end(connection)
                 if self._flushed:
@@ -576,6 +586,10 @@ class JournalLog:
             self._gaps.clear()
         self._queue.go_on(child=child)
         self._lock.go_on()
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return str(getattr(error, "sqlite_errorname", "")).startswith("SQLITE_BUSY")
 
 
 def _place(placed: list[tuple[Request, int]]) -> None:
