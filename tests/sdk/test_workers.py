@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from isonomy.sdk import Guard, Reply, asking, on_input
+from isonomy.sdk import Guard, Reply, asking, check, on_input
 from isonomy.sdk.workers import Workers, WorkersExhausted
 
 
@@ -261,6 +261,24 @@ def test_the_deadline_of_a_check_counts_from_when_a_worker_takes_it_up() -> None
         assert [reply.reason for reply in asyncio.run(many()) if reply.blocked] == []
         with ThreadPoolExecutor(32) as threads:
             assert not any(reply.blocked for reply in threads.map(one, range(32)))
+
+
+@pytest.mark.parametrize("terms", [{"read_only": True}, {"beside": True}])
+def test_what_a_wrapper_returns_runs_while_others_are_waited_for(terms: Any) -> None:
+    async def quick(text: str) -> bool:
+        await asyncio.sleep(0.01)
+        return True
+
+    def slow(_: Any) -> Any:
+        time.sleep(0.4)
+        return "ok" if terms == {"beside": True} else True
+
+    policy = [check(lambda text: quick(text), stages=("pre_filter",), timeout=0.2, **terms)]
+    if terms == {"read_only": True}:
+        policy.insert(0, check(slow, stages=("pre_filter",), **terms))
+    with Guard(slow if "beside" in terms else lambda messages: "ok", policy) as guard:
+        for reply in (guard.chat("x"), asyncio.run(guard.achat("x"))):
+            assert reply.verdict == "allow", reply.reason
 
 
 def test_who_waits_for_a_worker_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ by construction.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -206,11 +207,14 @@ class UnderWay:
     __slots__ = (
         "_allowed",
         "_answer",
+        "_awaited",
         "_called",
         "_context",
+        "_dropped",
         "_future",
         "_read",
         "_started",
+        "_turn",
         "_workers",
     )
 
@@ -233,6 +237,9 @@ class UnderWay:
         self._future: Future[Any] | None = None
         self._called: Callable[[], Any] | None = None
         self._answer: Answer | None = None
+        self._awaited: Future[Answer] | None = None
+        self._dropped = False
+        self._turn = threading.Lock()
         called = partial(function, **arguments)
         try:
             if is_async(function):
@@ -240,7 +247,7 @@ class UnderWay:
             elif check.inline:
                 self._called = called
             else:
-                self._future = workers.submit(lambda: heard(function, arguments, read))
+                self._future = workers.submit(lambda: self._heard(function, arguments))
         except WorkersExhausted as error:
             self._answer = self._finished(Answer(None, "timeout", *described(error)))
         except Exception as error:
@@ -260,6 +267,7 @@ class UnderWay:
         """Wait for what comes of it; the same when awaited again."""
         if self._answer is not None:
             return self._answer
+        answer: Answer | Unawaited | Future[Answer]
         try:
             if self._called is not None:
                 self._started = time.perf_counter_ns()
@@ -267,9 +275,11 @@ class UnderWay:
             else:
                 assert self._future is not None
                 answer = await self._worked(waiting, self._future)
-            if isinstance(answer, Unawaited):  # of a wrapper
-                self._future = self._workers.spawn(_aheard(answer.coroutine, self._read))
-                answer = await waiting.until_done(self._future, self._left())
+            if isinstance(answer, Unawaited):
+                answer = self._workers.spawn(_aheard(answer.coroutine, self._read))
+            if isinstance(answer, Future):  # of a wrapper
+                self._future = answer
+                answer = await waiting.until_done(answer, self._left())
             assert isinstance(answer, Answer)
             return self._finished(answer)
         except _DeadlineMissed:
@@ -304,12 +314,29 @@ class UnderWay:
                     raise
                 self._started = now if begun is None else begun
 
+    def _heard(
+        self, function: Callable[..., Any], arguments: dict[str, Any]
+    ) -> Answer | Future[Answer]:
+        """Call a check on a worker. What it returned to be awaited runs at once, awaited or not."""
+        answer = heard(function, arguments, self._read)
+        if not isinstance(answer, Unawaited):
+            return answer
+        with self._turn:
+            if self._dropped:
+                answer.coroutine.close()
+                return Answer()
+            self._awaited = self._workers.spawn(_aheard(answer.coroutine, self._read))
+            return self._awaited
+
     def drop(self) -> None:
         """Give it up: nobody waits for it any more."""
         if self._context is not None:
             self._context.close()
-        if self._future is not None and not self._future.done():
-            self._workers.abandon(self._future)
+        with self._turn:
+            self._dropped = True
+        for future in (self._future, self._awaited):
+            if future is not None and not future.done():
+                self._workers.abandon(future)
 
 
 class Unawaited(NamedTuple):
