@@ -141,7 +141,7 @@ def _bare(path: Path, *, synchronous: str) -> Append:
     bare.execute("pragma journal_mode=wal")
     bare.execute(f"pragma synchronous={synchronous}")
     bare.execute("create table if not exists records (sequence integer primary key, body blob)")
-    body = os.urandom(_stored())
+    body = os.urandom(stored_bytes())
 
     def append() -> None:
         bare.execute("insert into records (body) values (?)", (body,))
@@ -149,8 +149,8 @@ def _bare(path: Path, *, synchronous: str) -> Append:
     return append
 
 
-def _stored() -> int:
-    """Return how many bytes the journal's row of a record holds."""
+def stored_bytes() -> int:
+    """Return how many bytes the journal's row of one of `log.entry_of` holds."""
     from isonomy.replay.prepared import Prepared
 
     from .log import BYTES, entry_of

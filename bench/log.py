@@ -30,10 +30,11 @@ def main(*, repetitions: int = 300, quick: bool = False) -> str:
         bare.execute("pragma journal_mode=wal")
         bare.execute("pragma synchronous=full")
         bare.execute("create table records (sequence integer primary key, body blob)")
+        size = appending.stored_bytes()
         log = open_log(str(folder / "log"), background=False)
 
         def insert() -> float:
-            body = os.urandom(BYTES)
+            body = os.urandom(size)
             started = time.perf_counter()
             bare.execute("insert into records (body) values (?)", (body,))
             return time.perf_counter() - started
@@ -50,7 +51,7 @@ def main(*, repetitions: int = 300, quick: bool = False) -> str:
     ingested = ingestion.measure(2000 if quick else 5000)
     old, new = median(times["bare"]) * 1e6, median(times["ours"]) * 1e6
     rows = [
-        ["bare SQLite insert, WAL, synchronous=FULL, µs", f"{old:.0f}"],
+        [f"bare SQLite insert of its {size} bytes, WAL, synchronous=FULL, µs", f"{old:.0f}"],
         ["journal append of one record with one payload, µs", f"{new:.0f}"],
         ["ratio", f"{new / old:.2f}"],
         [
