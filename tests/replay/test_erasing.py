@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ import duckdb
 import msgspec
 import pytest
 from click.testing import CliRunner
-from tests.replay import making
+from tests.replay import golden, making
 
 from isonomy.replay import (
     JournalLog,
@@ -35,6 +36,7 @@ from isonomy.replay.ingest import ingest
 from isonomy.replay.notes import PrivateKey
 from isonomy.replay.proofs import SCRIPT
 from isonomy.sdk import InputError, LogError
+from isonomy.sdk.cli.explain import explain_command
 from isonomy.sdk.cli.log import log_command
 from isonomy.sdk.records import Entry, Erased
 
@@ -205,6 +207,16 @@ def test_what_is_erased_already_stays_so(log: Path) -> None:
     assert files_with(log, CANARY) == set()
     with ReplayLog(log) as opened:
         assert opened.verify().findings == ()
+
+
+@pytest.mark.parametrize("version", golden.FOLDERS)
+def test_logs_of_every_version_can_be_erased_from(path: Path, version: int) -> None:
+    shutil.copytree(golden.FOLDERS[version], path)
+    erase(path, call="golden-2", by="office-1", reason="request 17")
+    with ReplayLog(path) as opened:
+        assert opened.verify().findings == ()
+        assert all(record.erased for record in opened.call("golden-2").records)
+        assert opened.call("golden-1").output is not None
 
 
 def test_only_what_a_tombstone_names_may_be_missing(log: Path) -> None:
@@ -386,4 +398,7 @@ def test_the_command_and_its_certificate(log: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+    explained = CliRunner().invoke(explain_command, ["call-1", "--log", str(log)])
+    assert explained.exit_code == 0, explained.output
+    assert "erased   record 15: message/0, request, events" in explained.output
     assert f"record {told['erasure']['tombstone']}, tombstone" in checked.stdout

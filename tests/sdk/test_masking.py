@@ -13,11 +13,13 @@ import pytest
 from isonomy.replay import ReplayLog, replay_call
 from isonomy.sdk import ConfigError, Guard, InputError, check
 from isonomy.sdk.generation import Generation, Identity, Request, Sampling, TokenTrace
+from isonomy.sdk.policycheck import examine
 from isonomy.sdk.vocabulary import (
     Allow,
     Block,
     Flag,
     Message,
+    Reasoning,
     Replace,
     Span,
     Text,
@@ -81,6 +83,7 @@ class Echo:
             model="echo",
             prompt=f"<user>{json.dumps(text)}</user>",
             prompt_ids=tuple(text.encode()),
+            runtime={"received": text.encode().hex(), "threads": 1},
             raw=json.dumps({"deltas": [text[:9], text[9:]], "text": text}),
             tokens=TokenTrace(
                 ids=tuple(text.encode()),
@@ -219,6 +222,7 @@ def test_other_forms_are_masked_too(path: Path) -> None:
             Text(text[:half]),
             Text(text[half:]),
             ToolCall("1", "look", {SECRET: [SECRET, 7731, 1.5]}),
+            Reasoning(f"hm, {SECRET}", SECRET.encode().hex()),
         )
 
     with Guard(Echo(answer), [], path, mask=[PATTERN, {"pattern": "^7731$"}]) as guard:
@@ -270,6 +274,7 @@ def test_masks_that_can_not_be_used_are_refused(
     file.write_text(f"[backend]\nuse = 'local:demo'\n[log]\npath = 'log'\n[[log.mask]]\n{lines}")
     with pytest.raises(ConfigError) as raised:
         Guard.from_file(file)
+    assert any("log.mask" in str(problem) for problem in examine(str(file)).problems)
     assert "log.mask" in str(raised.value)
 
 

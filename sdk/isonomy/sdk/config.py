@@ -142,11 +142,16 @@ def load(
     chosen = policyfile.assemble(name, tables, policy).build(values)
     outside = read_outside(tables, whole, chosen.registry, file=name, environ=values)
     if outside["mask"]:
-        _require_usable(outside["mask"], chosen, name)
+        require_usable(outside["mask"], chosen, name)
     return Configuration(file=name, policy=chosen, **outside)
 
 
-def _require_usable(mask: tuple[Mask, ...], policy: Policy, file: str) -> None:
+def require_usable(mask: tuple[Mask, ...], policy: Policy, file: str) -> None:
+    """Refuse masks that can't be used with a policy.
+
+    Raises:
+        ConfigError: which one, and why.
+    """
     from .masking import Masks
 
     try:

@@ -41,6 +41,7 @@ from .vocabulary import (
     Document,
     Message,
     Part,
+    Reasoning,
     Text,
     ToolCall,
     ToolResult,
@@ -260,6 +261,9 @@ class Masking:
         new = msgspec.structs.replace(value, **clean)
         if isinstance(new, Generated):
             return self._generated(new, where, touched=len(self._touched) > before)
+        if isinstance(new, Reasoning) and new.opaque and len(self._touched) > before:
+            self._touched.append(f"{where}/opaque")
+            return msgspec.structs.replace(new, opaque="")
         if isinstance(new, Scored) and new.logprobs is not None and self._of_masked(new.messages):
             self._touched.append(f"{where}/logprobs")
             return msgspec.structs.replace(new, logprobs=None)
@@ -274,6 +278,10 @@ class Masking:
         left_out = [name for name in left_out if getattr(event.generation, name) is not None]
         self._touched += (f"{where}/generation/{name}" for name in left_out)
         generation = msgspec.structs.replace(event.generation, **dict.fromkeys(left_out))
+        if "received" in generation.runtime:  # the raw response where it was no UTF-8
+            self._touched.append(f"{where}/generation/runtime")
+            runtime = {k: v for k, v in generation.runtime.items() if k != "received"}
+            generation = msgspec.structs.replace(generation, runtime=runtime)
         return msgspec.structs.replace(event, generation=generation)
 
     def _of_masked(self, messages: Iterable[int]) -> bool:

@@ -91,6 +91,8 @@ def examine(file: str, *, environ: Mapping[str, str] | None = None) -> Examined:
         whole = config.decode_tables(beside, file=file)
         read = config.read_outside(beside, whole, registry, file=file, environ=values)
         _read_serve(read["serve"], file)
+        for policy in policies.values() if read["mask"] else ():
+            config.require_usable(read["mask"], policy, file)
 
     found.update(dict.fromkeys(_errors(file, outside)))
     if not found:

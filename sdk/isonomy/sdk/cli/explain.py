@@ -92,6 +92,7 @@ def as_data(stored: StoredCall) -> dict[str, Any]:
             {
                 "sequence": record.sequence,
                 "leaf_hash": record.leaf_hash,
+                "erased": list(record.erased),
                 "record": msgspec.to_builtins(record.record),
             }
             for record in stored.records
@@ -113,6 +114,11 @@ def timeline(stored: StoredCall) -> Iterator[str]:
     yield f"call {stored.call_id} ({stored.status})"
     for problem in contents.damage:
         yield f"  DAMAGED  {problem}"
+    for record in stored.records:
+        if record.erased:
+            yield f"  erased   record {record.sequence}: {', '.join(record.erased)}"
+        for place in (record.record.masked or ()) if record.record is not None else ():
+            yield f"  masked   record {record.sequence}: {place.payload} {place.pointer}"
     if intent is not None:
         where = f"on {intent.host}, process {intent.process}"
         yield f"  when     {_when(intent.wall_ns)} {where}"
