@@ -15,7 +15,19 @@ from tests.replay import calls
 from isonomy.replay import StoredCall
 from isonomy.replay.errors import NoSuchCall
 from isonomy.replay.replaying import Replayed, replay_call
-from isonomy.sdk import Flag, Guard, IsonomyError, check, hookimpl, on_output
+from isonomy.sdk import (
+    Allow,
+    Candidate,
+    Flag,
+    Guard,
+    IsonomyError,
+    Replace,
+    Text,
+    Verdict,
+    check,
+    hookimpl,
+    on_output,
+)
 from isonomy.sdk.records import Intent
 
 CHECKS = """
@@ -297,6 +309,29 @@ def test_a_secret_that_reached_the_model(original: Path, tmp_path: Path, stage: 
     with Guard(f"local:{original / 'tiny'}", policy, log, secrets=secrets) as guard:
         call_id = guard.chat("I say: open sesame!", sampling=calls.SAMPLING).call_id
         refused(guard.replay(call_id), "[secret key]", "can't be restored")
+
+
+class Tells:
+    @hookimpl
+    def post_validate(self, candidate: Candidate, ctx: Any) -> Verdict:
+        told = candidate.text.startswith("The key")
+        return Allow() if told else Replace(f"The key is {ctx.secret('key')}.")
+
+    @hookimpl
+    def revise(self, candidate: Candidate, ctx: Any) -> Candidate | None:
+        told = candidate.text.startswith("The key")
+        said = f"The key is {ctx.secret('key')}."
+        return None if told else candidate.with_content((Text(said),))
+
+
+@pytest.mark.parametrize("stage", ["revise", "post_validate"])
+def test_a_secret_that_a_check_put_into_the_answer(tmp_path: Path, stage: Any) -> None:
+    """A replay has no secret to make that answer of; that is no divergence."""
+    policy = [check(Tells(), stages=(stage,))]
+    with Guard(lambda _: "Well.", policy, tmp_path, secrets={"key": "open sesame"}.get) as guard:
+        reply = guard.chat("Which key?")
+        assert reply.text == "The key is open sesame."
+        refused(guard.replay(reply.call_id), "[secret key]", "can't be restored")
 
 
 def test_an_unknown_call(original: Path) -> None:

@@ -17,15 +17,25 @@ import msgspec
 
 from isonomy.sdk import Backend, IsonomyError, MissingExtra, ReplayError, Reply, Request
 from isonomy.sdk.asking import Blocking, drive
+from isonomy.sdk.canonical import canonical
 from isonomy.sdk.config import open_backend
 from isonomy.sdk.errors import Cancelled
-from isonomy.sdk.events import BackendFailed, Effect, Event, Failed, Generated, Scored
+from isonomy.sdk.events import (
+    BackendFailed,
+    Effect,
+    Event,
+    Failed,
+    Generated,
+    Judged,
+    Revised,
+    Scored,
+)
 from isonomy.sdk.generation import Identity
 from isonomy.sdk.performing import Performance, perform
 from isonomy.sdk.policy import Policy
 from isonomy.sdk.records import CheckIdentity, Intent, Output, Result
 from isonomy.sdk.trail import Trail
-from isonomy.sdk.vocabulary import Call
+from isonomy.sdk.vocabulary import Call, Replace
 from isonomy.sdk.workers import Workers
 
 from .comparison import Difference, first_difference
@@ -257,6 +267,10 @@ def _masked(stored: StoredCall, secrets: Collection[str]) -> str | None:
     for event in stored.events:
         if isinstance(event, Generated):
             said += [event.generation.text, event.generation.prompt or ""]
+        if isinstance(event, Judged) and isinstance(event.verdict, Replace):
+            said.append(canonical(event.verdict.content).decode())
+        if isinstance(event, Revised):
+            said.append(event.text)
     for name in sorted(secrets):
         placeholder = f"[secret {name}]"
         if any(placeholder in text for text in said):

@@ -23,7 +23,7 @@ from .asking import Blocking, Waiting
 from .canonical import carriable
 from .diagnostics import bind, logger, unbind
 from .errors import Cancelled, IsonomyError, LogError
-from .events import Event, Generated, Judged, Revised
+from .events import Effect, Event, Generated, Judged, Revised
 from .generation import Request, Sampling, Usage
 from .hooks import Hooks
 from .pipeline import Pipeline
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from .releasing import Streaming
     from .resuming import Left
     from .streaming import Prefix
+
+
+_ABOUT_ANSWERS = ("critique", "revise", "rank", "tool_call", "post_validate")
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -327,11 +330,21 @@ class _Performing:
         if prefix is None:
             return ""
         await prefix.feed(self._raw())
-        return prefix.text if prefix.text and await self._may_leave() else ""
+        may = prefix.text and not self._secret_before() and await self._pipeline.cleared()
+        return prefix.text if may else ""
 
     async def _may_leave(self) -> bool:
         # A secret that comes in two pieces would be scrubbed from neither record.
         return await self._pipeline.cleared() and not self.trail.secrets
+
+    def _secret_before(self) -> bool:
+        """Return whether a check had taken a secret before the last answer was there."""
+        return bool(self.trail.secrets) and any(
+            isinstance(event, Effect)
+            and event.kind == "secret"
+            and (event.round != self._pipeline.rounds or event.stage not in _ABOUT_ANSWERS)
+            for event in self.trail.events
+        )
 
     async def _release(self, piece: str) -> bool:
         """Record a piece of the answer and let it go."""
