@@ -281,7 +281,7 @@ def examine(raw: RawRecord, known: Subjects) -> Examined:
         if payload is None:
             problems.append(f"payload {name} is missing")
             continue
-        if payload.body is None and payload.salt == b"":
+        if (payload.salt, payload.body) == packing.ERASED:
             if name in known.erased.get(raw.sequence, ()):
                 gone.append(name)
             else:
