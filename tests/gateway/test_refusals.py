@@ -207,6 +207,42 @@ def test_request_ids_that_are_not_plain_are_replaced(served: Served, sent: str) 
     assert len(made) == 32
 
 
+@pytest.mark.parametrize("half", ["\\ud800", "\\ud800x and more", "\\udc00", "\\ud83d\\u0041"])
+def test_half_of_a_surrogate_pair_is_named(served: Served, half: str) -> None:
+    sent = json.dumps(body(user="HALF")).replace("HALF", half).encode()
+    answer = served.http.post("/v1/chat/completions", content=sent, headers=JSON)
+    assert answer.status_code == 400
+    assert "half of a surrogate pair" in answer.json()["error"]["message"]
+    whole = json.dumps(body(user="\U0001f600"))[:-1]
+    answer = served.http.post("/v1/chat/completions", content=whole, headers=JSON)
+    assert "surrogate" not in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["x-isonomy-session", "x-isonomy-subject"])
+@pytest.mark.parametrize("sent", [["mia@example.com"], ["a b"], [""], ["x" * 129], ["a", "b"]])
+def test_sessions_and_subjects_that_are_not_plain_are_refused(
+    served: Served, name: str, sent: list[str]
+) -> None:
+    headers = [*JSON.items(), *((name, value) for value in sent)]
+    answer = served.http.post("/v1/chat/completions", json=body(), headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == name
+    assert "letters, digits" in answer.json()["error"]["message"]
+
+
+def test_a_body_of_two_lengths_ends_the_connection(served: Served) -> None:
+    asked = json.dumps(body()).encode()
+    answer = served.raw(
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"
+        + b"%x\r\n%s\r\n0\r\n\r\n" % (len(asked), asked)
+        + b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Transfer-Encoding" in answer
+    assert answer.count(b"HTTP/1.1") == 1
+
+
 def test_headers_can_not_be_injected(served: Served) -> None:
     for name in (b"x-request-id", b"x-isonomy-session", b"traceparent", b"authorization"):
         answer = served.raw(

@@ -8,6 +8,7 @@ closed under it, so what is moderately too long is read on and thrown away for a
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import msgspec
@@ -19,6 +20,11 @@ from .settings import Settings
 _LINGER_BYTES = 64 << 20
 _LINGER_SECONDS = 2.0
 _CLOSE = {"connection": "close"}
+_HALF = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+"""Half of an escaped surrogate pair."""
 
 
 async def read_json(exchange: Exchange, receive: Receive, settings: Settings) -> dict[str, Any]:
@@ -49,7 +55,8 @@ async def read_json(exchange: Exchange, receive: Receive, settings: Settings) ->
     except RecursionError:
         raise Refused(400, "the body is nested too deeply.", code="invalid_json") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Refused(400, f"the body is not valid JSON: {error}.", code="invalid_json") from None
+        why = f"{error}; half of a surrogate pair is no text" if _HALF.search(body) else f"{error}"
+        raise Refused(400, f"the body is not valid JSON: {why}.", code="invalid_json") from None
     if not isinstance(value, dict):
         raise Refused(400, "the body must be a JSON object.", code="invalid_json")
     return value

@@ -6,7 +6,8 @@ metrics hold content: not a path that nobody serves, not a header, not the text 
 
 What a client sends as ids goes into records and headers only where it is plain: an ``x-request-id``
 of at most 128 letters, digits and ``._:-``, and a W3C ``traceparent``
-(https://www.w3.org/TR/trace-context). Anything else is left out, and a request id is made.
+(https://www.w3.org/TR/trace-context). Anything else is left out, and a request id is made. A
+session or subject that is no such id is refused.
 """
 
 from __future__ import annotations
@@ -70,8 +71,21 @@ class Exchange:
         return found[0].decode("latin-1") if len(found) == 1 else None
 
     def plain_header(self, name: str) -> str | None:
-        """Return a header's value if it is a plain id."""
-        return _plain(self.header(name))
+        """Return a header's value, a plain id; `None` if it is missing.
+
+        Raises:
+            Refused: it is no plain id, or there more than once; a call must not be recorded as
+                somebody else's because of that.
+        """
+        value = _plain(self.header(name))
+        if value is None and any(key == name.encode("latin-1") for key, _ in self.scope["headers"]):
+            raise Refused(
+                400,
+                f"the header {name} must be one id of at most 128 letters, digits and ._:-",
+                param=name,
+                code="invalid_header",
+            )
+        return value
 
     @property
     def seconds(self) -> float:
@@ -164,6 +178,7 @@ class Edge:
         ):
             try:
                 self._require_small_headers(scope)
+                _require_one_length(scope)
                 await self._app(scope, receive, forward)
             except Disconnected:
                 exchange.status = CLIENT_LEFT
@@ -211,3 +226,19 @@ class Edge:
             "error": exchange.error,
         }
         logger().info("request", **{name: value for name, value in told.items() if value})
+
+
+def _require_one_length(scope: Scope) -> None:
+    """Refuse a body of two lengths: a proxy in front may see another end than we do.
+
+    Raises:
+        Refused: there are both Content-Length and Transfer-Encoding (RFC 9112, 6.1).
+    """
+    names = {name for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        raise Refused(
+            400,
+            "the body has both a Content-Length and a Transfer-Encoding. Send one of them.",
+            code="invalid_header",
+            headers={"connection": "close"},
+        )
