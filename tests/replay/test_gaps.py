@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.replay import making
 from tests.replay.test_journal import alone, without_privileges
@@ -148,11 +149,8 @@ def test_a_gap_with_unnamed_calls_explains_its_process_only(journal: JournalLog)
     journal.append([making.gap(lost={}, unnamed=2), making.result("a", ["y"])])
     assert ReplayLog(journal.path).verify().findings == ()
     entry = making.result("b", ["y"])
-    record = type(entry.record)(
-        **{name: getattr(entry.record, name) for name in entry.record.__struct_fields__}
-        | {"process": 1}
-    )
-    journal.append([type(entry)(record, entry.payloads)])
+    record = msgspec.structs.replace(entry.record, process=1)
+    journal.append([msgspec.structs.replace(entry, record=record)])
     assert [finding.call_id for finding in ReplayLog(journal.path).verify().findings] == ["b"]
 
 

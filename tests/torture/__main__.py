@@ -9,6 +9,7 @@ not the outcome.
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import sys
 import tempfile
@@ -25,13 +26,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--keep", action="store_true", help="keep logs that were found intact")
     given = parser.parse_args()
+    logging.getLogger("isonomy.replay").setLevel(logging.CRITICAL)  # It tells of every gap.
     folder = Path(tempfile.mkdtemp(prefix="isonomy-torture-"))
     print(f"seed {given.seed}, logs in {folder}", flush=True)
     torture = Torture(folder, given.seed)
     started = shown = time.monotonic()
     while sum(torture.kills.values()) < given.kills:
         torture.round()
-        if sum(torture.kills.values()) % 7 == 0:
+        if sum(torture.kills.values()) % 17 == 0:
             torture.migration()
         if not given.keep:
             for intact in sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime)[:-3]:
@@ -50,7 +52,8 @@ def _show(torture: Torture, started: float) -> None:
     killed = ", ".join(f"{name} {count}" for name, count in torture.kills.items())
     print(
         f"{time.monotonic() - started:.0f} s: {sum(torture.kills.values())} kills ({killed}),"
-        f" {torture.logs} logs, {torture.acknowledged} records acknowledged",
+        f" {torture.logs} logs, {torture.acknowledged} records acknowledged,"
+        f" {torture.gaps} gaps",
         flush=True,
     )
 

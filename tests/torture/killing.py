@@ -23,8 +23,11 @@ from isonomy.replay.directory import LogDirectory
 
 from .operations import OPERATIONS, make_version_1
 
-LONGEST = 0.06
-"""Seconds until the last kill of a round, at most."""
+LONGEST = (0.03, 0.06, 0.2)
+"""Seconds until the last kill of a round, at most: one of these."""
+
+BESIDE = {"fork": 0.5, "hold": 0.15, "ingest": 0.5, "migrate": 0.3}
+"""What runs beside writers in a round, each with its probability."""
 
 ROUNDS_OF_A_LOG = 15
 """Rounds until the log is verified as a whole, and another begun."""
@@ -72,6 +75,7 @@ class Torture:
         self.seed = seed
         self.kills: dict[str, int] = dict.fromkeys(OPERATIONS, 0)
         self.acknowledged = 0
+        self.gaps = 0
         self.logs = 0
         self._rng = random.Random(seed)
         self._left = 0
@@ -85,14 +89,21 @@ class Torture:
             self._begin()
         self._left -= 1
         chosen = ["write"] * self._rng.choice((1, 2, 3))
-        chosen += [each for each in ("fork", "ingest", "migrate") if self._rng.random() < 0.5]
+        chosen += [
+            each for each in ("fork", "hold", "ingest", "migrate") if self._rng.random() < 0.5
+        ]
         self._kill(chosen)
         self._compare()
         if not self._left:
             self._finish()
 
     def migration(self) -> None:
-        """Kill a migration from version 1, again and again, until one gets through."""
+        """Kill a migration from version 1, again and again, until one gets through.
+
+        The rounds after it go on with that log.
+        """
+        if self._left:
+            self._finish()
         path = self.folder / f"old-{self.logs}"
         self.logs += 1
         with JournalLog(path) as log:
@@ -108,7 +119,7 @@ class Torture:
             longest *= 1.2
             self._compare(recover=False)
         assert [call.payloads for call in _records(path)][: len(before)] == before
-        self._finish()
+        self._left = ROUNDS_OF_A_LOG
 
     def _begin(self) -> None:
         self._left = ROUNDS_OF_A_LOG
@@ -116,7 +127,7 @@ class Torture:
         self.logs += 1
         self._known, self._checkpoints = {}, []
 
-    def _kill(self, chosen: list[str], *, longest: float = LONGEST) -> None:
+    def _kill(self, chosen: list[str], *, longest: float) -> None:
         running = [
             (each, start(each, self._path, f"{sum(self.kills.values())}-{at}", self._rng.random()))
             for at, each in enumerate(chosen)
@@ -191,6 +202,8 @@ class Torture:
         assert report.findings == (), (self._path, report.findings[:5])
         assert report.audited == report.records == report.proven, (self._path, report)
         assert report.records >= len(self._known)
+        ((gaps,),) = log.sql("select count(*) from gaps").fetchall()
+        self.gaps += gaps
 
 
 def _reading(path: Path) -> sqlite3.Connection:

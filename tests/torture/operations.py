@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
@@ -27,7 +28,13 @@ def write(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -
     """Write calls until killed: alone, in batches, with one thread or three, in any manner."""
     import threading
 
-    log = JournalLog(path, durability=rng.choice(("call", "call", "group", "relaxed")))
+    going_on = rng.random() < 0.3
+    log = JournalLog(
+        path,
+        durability=rng.choice(("call", "call", "group", "relaxed")),
+        on_full="gap" if going_on else rng.choice(("fail", "wait")),
+        wait_seconds=0.002 if going_on else 30,
+    )
 
     def work(worker: int, draw: random.Random) -> None:
         number = 0
@@ -38,12 +45,12 @@ def write(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -
             entries = making.call(call_id, f"question {number} {text}", ["an", "swer"])
             kinds = ("intent", "result")
             if draw.random() < 0.3:
-                for sequence, kind in zip(log.append(entries), kinds, strict=True):
+                for sequence, kind in zip(log.append(entries), kinds, strict=not going_on):
                     acknowledge(sequence, kind, call_id)
                 continue
             for entry, kind in zip(entries, kinds, strict=True):
-                (sequence,) = log.append([entry])
-                acknowledge(sequence, kind, call_id)
+                for sequence in log.append([entry]):  # None, where it fell into a gap.
+                    acknowledge(sequence, kind, call_id)
 
     workers = [
         threading.Thread(target=work, args=(at, random.Random(rng.random())), daemon=True)
@@ -71,6 +78,19 @@ def fork_and_write(path: Path, name: str, acknowledge: Acknowledge, rng: random.
             os._exit(0)
 
 
+def hold(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
+    """Hold the lock for writers, again and again, as no process of ours would."""
+    file = path / "journal.sqlite"
+    while not file.exists() or not file.stat().st_size:
+        time.sleep(0.001)
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=30)) as holder:
+        while True:
+            holder.execute("BEGIN IMMEDIATE")
+            time.sleep(rng.random() * 0.01)
+            holder.execute("ROLLBACK")
+            time.sleep(rng.random() * 0.005)
+
+
 def ingest_again(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
     """Ingest, now and then from nothing, until killed."""
     while True:
@@ -88,6 +108,7 @@ def migrate(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random)
 OPERATIONS: Mapping[str, Callable[[Path, str, Acknowledge, random.Random], None]] = {
     "write": write,
     "fork": fork_and_write,
+    "hold": hold,
     "ingest": ingest_again,
     "migrate": migrate,
 }

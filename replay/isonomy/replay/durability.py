@@ -46,6 +46,9 @@ LONGEST_PAUSE: Final = 0.005
 """Between looks at a lock that another process holds, in seconds; a flush holds it for some 0.2 ms
 and longer."""
 
+OPENING_SECONDS: Final = 30.0
+"""How long opening a log waits for others who create, migrate or write it."""
+
 PROBE_SECONDS: Final = 0.25
 """How long an append of `gap` waits for a lock once a gap is open: calls must go on."""
 

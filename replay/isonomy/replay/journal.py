@@ -32,6 +32,7 @@ from .directory import JOURNAL, LogDirectory
 from .durability import (
     GROUP_SECONDS,
     LONGEST_PAUSE,
+    OPENING_SECONDS,
     PROBE_SECONDS,
     SHORTEST_PAUSE,
     Durability,
@@ -382,7 +383,9 @@ class JournalLog:
                 connection = database.connect(
                     directory,
                     writable=True,
-                    busy_seconds=self.settings.wait_seconds,
+                    busy_seconds=OPENING_SECONDS
+                    if self._log_id is None
+                    else self.settings.wait_seconds,
                     flushed=self._flushed,
                 )
             except OSError as error:
@@ -427,9 +430,7 @@ class JournalLog:
         with directory.locked():
             directory.make(directory.journal)
             directory.make(directory.leaves)
-            connection = database.connect(
-                directory, writable=True, busy_seconds=self.settings.wait_seconds
-            )
+            connection = database.connect(directory, writable=True, busy_seconds=OPENING_SECONDS)
             try:
                 if not database.is_empty(connection):
                     return
