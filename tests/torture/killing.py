@@ -89,10 +89,8 @@ class Torture:
             self._begin()
         self._left -= 1
         chosen = ["write"] * self._rng.choice((1, 2, 3))
-        chosen += [
-            each for each in ("fork", "hold", "ingest", "migrate") if self._rng.random() < 0.5
-        ]
-        self._kill(chosen)
+        chosen += [each for each, often in BESIDE.items() if self._rng.random() < often]
+        self._kill(chosen, longest=self._rng.choice(LONGEST))
         self._compare()
         if not self._left:
             self._finish()
