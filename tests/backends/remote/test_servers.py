@@ -334,6 +334,14 @@ def test_reasoning_text_and_tool_calls(endpoint: Endpoint, opened: Opened, serve
         ("vllm", (400, {}, {"error": {"message": "too long", "type": "BadRequestError",
                                       "param": None, "code": 400}}),
          "status 400: too long", "refused"),
+        ("vllm", (400, {}, {"error": {"message": "The maximum context length is 64 tokens.",
+                                      "type": "BadRequestError", "param": None, "code": 400}}),
+         "status 400: The maximum context length.*larger context", "context"),
+        ("vllm", (400, {}, {"error": {"message": "no", "code": "context_length_exceeded"}}),
+         "status 400: no.*larger context", "context"),
+        ("llamacpp", (400, {}, {"error": {"code": 400, "message": "it does not fit",
+                                          "type": "exceed_context_size_error"}}),
+         "status 400: it does not fit", "context"),
         ("vllm", (422, {}, {"detail": [{"loc": ["body"], "msg": "field required"}]}),
          "status 422: .*field required", "refused"),
         ("vllm", (200, STREAM, sse({"error": {"message": "EngineDeadError", "code": 500}})),
@@ -358,7 +366,7 @@ def test_their_errors(
     endpoint.answers(answer)
     with pytest.raises(RemoteError, match=said) as caught:
         opened(server=server, max_attempts=2).generate(ASK, on_text=lambda _: None)
-    tries = 1 if outcome == "refused" else 2
+    tries = 1 if outcome in ("refused", "context") else 2
     assert [a.outcome for a in caught.value.attempts] == [outcome] * tries
 
 

@@ -171,6 +171,17 @@ def within(name: str, value: float, low: float, high: float) -> float:
     return value
 
 
+_IMPOSSIBLE = (400, 413, 422)
+_TOO_LONG = (
+    "context_length_exceeded",  # OpenAI's code
+    "maximum context length",  # OpenAI and vLLM
+    "prompt is too long",  # Anthropic
+    "exceed_context_size_error",  # llama.cpp's type
+    "exceeds the available context size",
+)
+"""How endpoints say that a prompt does not fit, in lower case."""
+
+
 def refusal(
     status: int,
     reason: str,
@@ -207,6 +218,8 @@ def refusal(
     outcome: Outcome = "failed" if status >= 500 else "refused"
     if status in _OVERLOADED:
         outcome = "overloaded"
+    elif status in _IMPOSSIBLE and any(mark in body.lower() for mark in _TOO_LONG):
+        outcome, advised = "context", "Send a shorter prompt, or ask a model with a larger context."
     return Failure(outcome, said, advice=advised, status=status, retry=retry, after=after)
 
 

@@ -21,7 +21,7 @@ from .breaker import CircuitBreaker, CircuitOpen
 
 T = TypeVar("T")
 Outcome = Literal[
-    "timeout", "unreachable", "refused", "overloaded", "failed", "invalid", "cut", "open"
+    "timeout", "unreachable", "refused", "context", "overloaded", "failed", "invalid", "cut", "open"
 ]
 COUNTED = frozenset({"timeout", "unreachable", "failed", "cut"})
 """Outcomes that count against an endpoint; the others come from one that is there and answers."""
