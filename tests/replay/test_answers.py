@@ -71,6 +71,16 @@ def test_a_form_that_is_not_installed(
     assert filled.sql(QUERY).fetchall() == ROWS
 
 
+def test_a_long_query_prints_nothing(filled: ReplayLog) -> None:
+    """DuckDB would show its progress, on standard output, where it takes Python for a prompt."""
+    assert filled.sql("select current_setting('enable_progress_bar')").fetchall() == [(False,)]
+    source, rows, contents = filled._source()
+    with source.connection as connection:
+        source.add_tail(rows, contents, documented=False)
+        with pytest.raises(duckdb.Error, match="locked"):
+            connection.execute("SET enable_progress_bar = true")
+
+
 def test_asking_loads_no_form(filled: ReplayLog) -> None:
     script = (
         "import sys; from isonomy.replay import ReplayLog; "

@@ -255,7 +255,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {
         ],
     ),
     "refusals_by_policy": ({}, [(RULES, OLD, 7, 1, 0.1429), (RULES, NEW, 1, 0, 0.0)]),
-    "refusals_by_check": ({}, [("privacy", 1, 1)]),
+    "refusals_by_check": ({}, [("privacy", 1)]),
     "check_versions": (
         {},
         [
@@ -274,7 +274,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {
             ("secrets", "pre_filter", 9, 0.0015, 0.0015, 0.0015),
         ],
     ),
-    "trials": ({}, [("privacy", "block", 1, 1)]),
+    "trials": ({}, [("privacy", "block", 1)]),
     "replaced": (
         {},
         [
@@ -343,9 +343,9 @@ def test_what_a_subject_s_data_appears_in(log: ReplayLog) -> None:
 
 
 def test_equal_requests_with_other_answers(log: ReplayLog) -> None:
-    """The made calls all have one prompt, seed and model, and draw five different answers."""
-    [(model, seed, prompt, runs, answers, a, b)] = log.ask("unrepeatable").fetchall()
-    assert (model, seed, prompt, runs, answers) == (MODEL, SEED, "<user>hi", 6, 5)
+    """The made calls all have one prompt, seed and model, and draw different answers."""
+    [(model, seed, prompt, runs, a, b)] = log.ask("unrepeatable").fetchall()
+    assert (model, seed, prompt, runs) == (MODEL, SEED, "<user>hi", 6)
     assert log.ask("first_divergence", a=a, b=b).fetchall()[0][0] == 1
 
 
@@ -407,7 +407,7 @@ def test_the_command_lists_questions(log: ReplayLog) -> None:
 
 def test_the_command_asks_a_question(log: ReplayLog) -> None:
     status, out, _ = told(log, "--question", "refusals_by_check")
-    assert (status, out) == (0, "check_id\trefusals\tcalls\nprivacy\t1\t1\n")
+    assert (status, out) == (0, "check_id\trefusals\nprivacy\t1\n")
     parameters = ("--param", "actor=bob")
     status, out, _ = told(log, "--question", "calls_of_actor", *parameters, "--json")
     assert status == 0

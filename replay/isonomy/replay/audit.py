@@ -17,7 +17,7 @@ from .views import COMMENTS, VIEWS
 if TYPE_CHECKING:
     import duckdb
 
-AUDIT_SCHEMA: Final = 4
+AUDIT_SCHEMA: Final = 5
 """Version of tables, views and macros; a log of another version is rebuilt from the journal."""
 
 ALL_TABLES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {**TABLES, "contents": CONTENTS}

@@ -161,6 +161,7 @@ class Source:
                 "autoload_known_extensions = false",
                 "allow_community_extensions = false",
                 "python_enable_replacements = false",
+                "enable_progress_bar = false",  # it would go to standard output
                 "temp_directory = ''",
                 "TimeZone = 'UTC'",
             ):

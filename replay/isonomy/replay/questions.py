@@ -150,13 +150,13 @@ from checks where call_id = $call order by position
     "unrepeatable": Question(
         "Which equal requests to a model that promises the same bits got other ones?",
         """
-select model_digest, seed, prompt, count(*) as runs, count(distinct chain) as answers,
+select model_digest, seed, prompt, count(*) as runs,
   arg_min(call_id, chain) as a, arg_max(call_id, chain) as b
 from generations
 where deterministic and backend is null and prompt is not null and chain is not null
 group by model_digest, numerics, seed, prompt, temperature, top_p, top_k, min_p,
   repetition_penalty, max_tokens, stop, candidate
-having count(distinct chain) > 1 order by runs desc, prompt
+having min(chain) <> max(chain) order by runs desc, prompt
 """,
     ),
     # Policies.
@@ -186,7 +186,7 @@ order by share desc, policy_digest
     "refusals_by_check": Question(
         "Which check refused how often?",
         """
-select check_id, count(*) as refusals, count(distinct call_id) as calls
+select check_id, count(*) as refusals
 from decisions where verdict = 'block' and not shadow
 group by check_id order by refusals desc, check_id
 """,
@@ -238,7 +238,7 @@ limit $limit::bigint
     "trials": Question(
         "What would checks on trial have done, had they counted?",
         """
-select check_id, verdict, count(*) as times, count(distinct call_id) as calls
+select check_id, verdict, count(*) as times
 from decisions where shadow and verdict is not null
 group by check_id, verdict order by check_id, verdict
 """,
@@ -265,11 +265,12 @@ from critiques where not shadow group by principle order by mean, principle
         "How often was a check that asked a person overridden?",
         """
 with asked as (
-  select distinct check_id, call_id from decisions where verdict = 'ask_human' and not shadow
+  select check_id, call_id from decisions where verdict = 'ask_human' and not shadow
+), decided as (
+  select call_id, decision from events where type = 'decided'
 ), said as (
-  select coalesce(c.resumes, e.call_id) as call_id, any_value(e.decision) as decision
-  from events e left join calls c on c.call_id = e.call_id
-  where e.type = 'decided' group by all
+  select coalesce(c.resumes, d.call_id) as call_id, any_value(d.decision) as decision
+  from decided d left join calls c on c.call_id = d.call_id group by all
 )
 select check_id, count(*) as asked, count(*) filter (decision = 'approve') as approved,
   count(*) filter (decision = 'edit') as edited, count(*) filter (decision = 'reject') as rejected,
@@ -287,12 +288,17 @@ from events where type = 'decided' group by decided_by, decision order by decide
     "waiting": Question(
         "Which calls still wait for a person?",
         """
-select c.call_id, c.started_at, c.actor, d.check_id, d.reason
-from calls c left join decisions d
-  on d.call_id = c.call_id and d.verdict = 'ask_human' and not d.shadow
-where c.token is not null
-  and c.call_id not in (select resumes from calls where resumes is not null)
-order by c.sequence
+with asking as (
+  select call_id, started_at, actor, resumes, token, sequence from calls
+  where token is not null or resumes is not null
+), asked as (
+  select call_id, check_id, reason from decisions where verdict = 'ask_human' and not shadow
+)
+select call_id, started_at, actor, check_id, reason
+from asking left join asked using (call_id)
+where token is not null
+  and call_id not in (select resumes from asking where resumes is not null)
+order by sequence
 """,
     ),
     # Data.

@@ -30,13 +30,23 @@ _CALL = "the call's id; joins all views"
 _RECORD = "sequence number in the log of the record that this row comes from"
 _SEQUENCE = "number of the event within its call, from 0"
 
+_CHECK = (
+    "(SELECT call_id, check_id, min(plugin) AS plugin, min(package) AS package, min(version) AS"
+    " version, min(code) AS code, min(settings) AS settings FROM stored.checks"
+    " GROUP BY call_id, check_id)"
+)
+"""One row a check of a call, which it is anyway: where DuckDB knows, it does not join what is not
+asked for."""
+
 _DEFINITIONS: Final = {
     "calls": _view(
         "FROM stored.intents i FULL JOIN stored.results r ON r.call_id = i.call_id"
         " FULL JOIN (SELECT call_id, min(record) AS record, min(wall_ns) AS wall_ns,"
         " min(session) AS session, min(subject) AS subject, min(host) AS host,"
         " min(process) AS process FROM stored.openings GROUP BY call_id) o"
-        " ON o.call_id = coalesce(i.call_id, r.call_id)",
+        " ON o.call_id = coalesce(i.call_id, r.call_id)"
+        " LEFT JOIN (SELECT call_id, count(*) AS pieces FROM stored.segments GROUP BY call_id) s"
+        " ON s.call_id = coalesce(i.call_id, r.call_id, o.call_id)",
         "One row a call. A call without a result is unfinished: evidence of a crash, or still "
         "running.",
         (
@@ -107,8 +117,7 @@ _DEFINITIONS: Final = {
             ),
             (
                 "segments",
-                "(SELECT count(*) FROM stored.segments s"
-                " WHERE s.call_id = coalesce(i.call_id, r.call_id, o.call_id))",
+                "coalesce(s.pieces, 0)",
                 "pieces of the answer that left as a stream; see the view segments",
             ),
             (
@@ -137,7 +146,7 @@ _DEFINITIONS: Final = {
         ),
     ),
     "events": _view(
-        "FROM stored.events e LEFT JOIN stored.checks c"
+        f"FROM stored.events e LEFT JOIN {_CHECK} c"
         " ON c.call_id = e.call_id AND c.check_id = e.check_id",
         "One row an event: every step of a call, as recorded and as compared on replay.",
         (
@@ -186,7 +195,7 @@ _DEFINITIONS: Final = {
         ),
     ),
     "decisions": _view(
-        "FROM stored.events e LEFT JOIN stored.checks c"
+        f"FROM stored.events e LEFT JOIN {_CHECK} c"
         " ON c.call_id = e.call_id AND c.check_id = e.check_id WHERE e.type IN ('judged', "
         "'failed')",
         "One row each time a check was asked: its verdict, or its failure and what that became.",
