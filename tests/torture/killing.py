@@ -26,7 +26,7 @@ from .operations import OPERATIONS, make_version_1
 LONGEST = (0.03, 0.06, 0.2)
 """Seconds until the last kill of a round, at most: one of these."""
 
-BESIDE = {"fork": 0.5, "hold": 0.15, "ingest": 0.5, "migrate": 0.3}
+BESIDE = {"fork": 0.5, "hold": 0.15, "ingest": 0.5, "migrate": 0.3, "erase": 0.2}
 """What runs beside writers in a round, each with its probability."""
 
 ROUNDS_OF_A_LOG = 15
@@ -160,20 +160,13 @@ class Torture:
             with JournalLog(self._path) as log:
                 name = f"recovered-{sum(self.kills.values())}"
                 (number,) = log.append([making.opening(name)])
-                assert number not in self._known
+                lost = self._known.get(number)
+                assert lost is None, ("acknowledged and lost", self._path, number, lost)
                 self._known[number] = ("opening", name)
         elif not self._path.exists():
             return
-        with closing(_reading(self._path)) as journal:
-            stored = {
-                sequence: (kind, call_id)
-                for sequence, kind, call_id in journal.execute(
-                    "SELECT sequence, kind, call_id FROM records"
-                )
-            }
-        missing = {
-            number: what for number, what in self._known.items() if stored.get(number) != what
-        }
+        stored = records_of(self._path)
+        missing = [each for each in self._known.items() if stored.get(each[0]) != each[1]]
         assert not missing, ("acknowledged and lost", self._path, missing)
         assert sorted(stored) == [*range(1, len(stored) + 1)], ("numbers have gaps", self._path)
         assert len({*stored.values()}) == len(stored), ("recorded twice", self._path)
@@ -202,6 +195,17 @@ class Torture:
         assert report.records >= len(self._known)
         ((gaps,),) = log.sql("select count(*) from gaps").fetchall()
         self.gaps += gaps
+
+
+def records_of(path: Path) -> dict[int, tuple[str, str]]:
+    """Return kind and call id of every record of a log by number, wherever it keeps them."""
+    with closing(_reading(path)) as journal:
+        return {
+            sequence: (kind, call_id)
+            for sequence, kind, call_id in journal.execute(
+                "SELECT sequence, kind, call_id FROM records"
+            )
+        }
 
 
 def _reading(path: Path) -> sqlite3.Connection:

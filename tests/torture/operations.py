@@ -1,7 +1,7 @@
 """What is killed beside the writers: each a function that changes a log and may die at any moment.
 
-A further one (sealing, erasing, retention) is added to `OPERATIONS`; what it takes away on purpose
-must be told by `World.gone`, everything else must still be there after every kill.
+A further one is added to `OPERATIONS`, and to `killing.BESIDE` with how often it runs. Every record
+that was acknowledged must still be there after every kill: see `killing.stored`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tests.replay import making
 
 from isonomy.replay import JournalLog, NotALog, database, hashing, open_log, packing
 from isonomy.replay.directory import LogDirectory
+from isonomy.replay.erasing import erase
 from isonomy.replay.ingest import ingest
 
 Acknowledge = Callable[[int, str, str], None]
@@ -98,6 +99,23 @@ def ingest_again(path: Path, name: str, acknowledge: Acknowledge, rng: random.Ra
             ingest(path, rebuild=rng.random() < 0.2)
 
 
+def erase_some(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
+    """Erase the content of one call after the other."""
+    while True:
+        with closing(sqlite3.connect(f"file:{path}/journal.sqlite?mode=ro", uri=True)) as journal:
+            try:
+                calls = journal.execute(
+                    "SELECT DISTINCT call_id FROM records WHERE kind = 'intent'"
+                ).fetchall()
+            except sqlite3.Error:  # Nobody has begun it yet.
+                calls = []
+        if not calls:
+            time.sleep(0.005)
+            continue
+        (call_id,) = rng.choice(calls)
+        erase(path, call=call_id, by="torture", reason="torture")
+
+
 def migrate(path: Path, name: str, acknowledge: Acknowledge, rng: random.Random) -> None:
     """Open a log for writing: of an earlier version, it becomes one of the newest."""
     with open_log(path, background=False) as log:
@@ -110,6 +128,7 @@ OPERATIONS: Mapping[str, Callable[[Path, str, Acknowledge, random.Random], None]
     "fork": fork_and_write,
     "hold": hold,
     "ingest": ingest_again,
+    "erase": erase_some,
     "migrate": migrate,
 }
 
