@@ -448,6 +448,23 @@ def test_without_a_log_the_newest_are_kept() -> None:
         ]
 
 
+def test_a_person_who_decides_about_one_check_has_not_decided_about_another(tmp_path: Path) -> None:
+    backend = Scripted()
+    policy = [
+        on_input(lambda t: AskHuman("a refund"), id="first"),
+        check(lambda t: AskHuman("a name"), id="second", beside=True, stages=("pre_filter",)),
+    ]
+    with logged(tmp_path, policy, backend) as guard:
+        waits = guard.chat("pay Mia")
+        assert (waits.verdict, waits.check, backend.requests) == ("ask_human", "first", [])
+        again = guard.resume(waits.token, "approve", by="bob")
+        assert (again.verdict, again.check, again.text) == ("ask_human", "second", REFUSAL)
+        reply = guard.resume(again.token, "approve", by="eve")
+        assert (reply.verdict, reply.text) == ("allow", "You said: pay Mia")
+        for each in (waits, again, reply):
+            assert guard.replay(each.call_id).status == "verified"
+
+
 def test_a_check_beside_the_model_may_ask_a_person(tmp_path: Path) -> None:
     backend = Scripted()
     asks = check(lambda t: AskHuman("who?"), beside=True, stages=("pre_filter",))

@@ -260,6 +260,27 @@ def test_a_tool_call_can_t_become_anything_else(tmp_path: Path, content: Any) ->
     assert reply.verdict == "block"
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        (Text("ok"), ToolCall("1", "remove", {})),
+        (Text("ok"), ToolCall("7", "f", {"q": "other"})),
+    ],
+)
+def test_no_tool_call_comes_about_after_tool_calls_were_judged(made: Any) -> None:
+    class Adding:
+        @hookimpl
+        def post_validate(self, candidate: Candidate) -> Any:
+            return Replace(made)
+
+    backend = Scripted([(Text("ok"), ToolCall("7", "f", {}))])
+    with Guard(backend, [Adding()]) as guard:
+        reply = guard.chat("hi")
+    assert (reply.verdict, reply.output.refusal) == ("block", True)
+    (failed,) = of_type(reply, Failed)
+    assert "can't add or change a tool call" in failed.message
+
+
 def test_of_equal_tool_calls_the_judged_one_is_replaced(tmp_path: Path) -> None:
     class Second:
         @hookimpl

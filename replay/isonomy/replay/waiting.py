@@ -65,6 +65,7 @@ def left(log: ReplayLog, call_id: str) -> Left | None:
         ),
         token=result.token,
         stage=pending.stage,
+        beside=pending.beside,
         stood=Stood(
             tuple(messages[number] for number in pending.messages),
             pending.documents,

@@ -63,6 +63,7 @@ class Waits(msgspec.Struct, frozen=True):
     stage: Stage
     content: Any
     messages: tuple[Message, ...]
+    beside: bool = False
 
     def stood(self) -> Stood:
         """Return what the call had come to."""
@@ -177,7 +178,8 @@ class Answering:
         from .beside import Beside
 
         judging = self._judging
-        waived = self._resumption is not None and self._resumption.stage == "pre_filter"
+        # A person has decided about these checks only where it was they who asked.
+        waived = self._resumption is not None and self._resumption.beside
         self._beside = beside = Beside(judging, admitted, waived=waived)
         try:
             candidates = await self._generated(request, on_text)
@@ -192,7 +194,7 @@ class Answering:
             raise
         judgement = await beside.collect()
         if judgement.human:
-            self.waits = Waits("pre_filter", admitted, admitted)
+            self.waits = Waits("pre_filter", admitted, admitted, beside=True)
         return None if judgement.blocked else candidates
 
     async def _generated(

@@ -158,7 +158,13 @@ def _about_answer(check: Check, content: Candidate) -> list[Question]:
 
 def _new_answer(content: Candidate, question: Question, verdict: Replace) -> tuple[Any, Any]:
     if isinstance(question.seen, Candidate):
-        new = content.with_content(as_parts(verdict.content, content.content))
+        parts = as_parts(verdict.content, content.content)
+        if any(isinstance(part, ToolCall) and part not in content.content for part in parts):
+            raise TypeError(
+                "Replace at post_validate can't add or change a tool call: the checks at tool_call "
+                "have judged them. Replace it there"
+            )
+        new = content.with_content(parts)
         return new, new
     part = _with_text(question.seen, as_text(verdict.content))
     return content.with_content(_put(content.content, question.seen, part)), part

@@ -457,6 +457,7 @@ class _Performing:
                     call=self._performance.call,
                     token=token,
                     stage=waits.stage,
+                    beside=waits.beside,
                     stood=stood,
                     request=self._performance.request,
                     sampling=self._performance.sampling,
@@ -467,6 +468,7 @@ class _Performing:
             messages=messages,
             documents=stood.documents,
             candidate=stood.candidate,
+            beside=waits.beside,
         )
 
     def _output(

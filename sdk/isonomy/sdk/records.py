@@ -33,8 +33,8 @@ from .generation import Identity, Sampling, Usage
 from .vocabulary import Candidate, Document, Message, Part, Stage, VerdictName
 
 SCHEMA_VERSION = 2
-"""2 added segments of streams, resumed calls, gaps and the events `decided` and `scored` to 1, which
-is a part of it: what version 1 wrote is read as it stands."""
+"""2 added segments of streams, resumed calls, gaps, tombstones and the events `decided` and `scored`
+to 1, which is a part of it: what version 1 wrote is read as it stands."""
 
 
 class CheckIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -229,19 +229,22 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     """What waits for a person (payload ``pending`` of the result): the call where it stood.
 
     `stage` is where checks asked; `messages` are numbers into the call's message table;
-    `candidate` is the answer that waits, where the model has answered already.
+    `candidate` is the answer that waits, where the model has answered already. `beside` says that
+    checks beside the model asked: at `pre_filter`, but after the others had let the messages pass.
     """
 
     stage: Stage
     messages: tuple[int, ...]
     documents: tuple[Document, ...] = ()
     candidate: Candidate | None = None
+    beside: bool = False
 
 
 class Resumption(msgspec.Struct, frozen=True, kw_only=True):
     """With what a call goes on that waited for a person.
 
-    What was pending, what the person decided, and for `edit` what they put in its place.
+    What was pending, what the person decided, and for `edit` what they put in its place. `beside`
+    is as in `Pending`.
     """
 
     stage: Stage
@@ -250,6 +253,7 @@ class Resumption(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     candidate: Candidate | None = None
     edited: str | tuple[Part | Message | Document, ...] | None = None
+    beside: bool = False
 
 
 class RequestContent(msgspec.Struct, frozen=True, kw_only=True):

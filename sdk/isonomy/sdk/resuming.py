@@ -42,6 +42,7 @@ class Left(msgspec.Struct, frozen=True, kw_only=True):
     call: Call
     token: str
     stage: Stage
+    beside: bool = False
     stood: Stood
     request: Request
     sampling: Sampling
@@ -158,6 +159,7 @@ def going_on(left: Left | None, decision: Decision) -> tuple[Call, Resumption]:
         reason=decision.reason,
         candidate=left.stood.candidate,
         edited=decision.edited,
+        beside=left.beside,
     )
     if decision.decision == "edit":
         try:
