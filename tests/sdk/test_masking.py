@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from isonomy.replay import ReplayLog, replay_call
-from isonomy.sdk import ConfigError, Guard, InputError, check
+from isonomy.sdk import BackendError, ConfigError, Guard, InputError, check
 from isonomy.sdk.generation import Generation, Identity, Request, Sampling, TokenTrace
 from isonomy.sdk.policycheck import examine
+from isonomy.sdk.streaming import boundaries
 from isonomy.sdk.vocabulary import (
     Allow,
     Block,
@@ -213,6 +216,66 @@ def test_streams_flow_and_their_segments_hold_nothing(path: Path) -> None:
         texts = log.sql("select distinct text from segments").fetchall()
         assert texts == [("[masked]",)]
         assert all("[masked], keep it" in str(c.output and c.output.text) for c in log.calls())
+
+
+class Broken(Echo):
+    """Stops in the middle of what is to be masked, as soon as that has left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = threading.Event()
+        self.cut = next(islice(boundaries(), 5, None))
+
+    def generate(
+        self, request: Request, *, on_text: Callable[[str], None] | None = None
+    ) -> Generation:
+        text = request.messages[-1].text
+        assert on_text is not None
+        on_text(text[: self.cut])
+        assert self.left.wait(10)
+        raise BackendError("it broke off", backend="broken")
+
+
+def test_an_answer_that_was_cut_off_is_masked_whole(path: Path) -> None:
+    model = Broken()
+    with Guard(model, [], path, mask=[PATTERN]) as guard:
+        stream = guard.stream(f"{'x' * (model.cut - 6)}{SECRET}, keep it")
+        taken = next(stream)
+        model.left.set()
+        with pytest.raises(BackendError):
+            next(stream)
+    assert taken.endswith('xK4"NAR')
+    assert not holds(path, SECRET)
+    with ReplayLog(path) as log:
+        (call,) = log.calls()
+        assert call.output is not None
+        assert call.output.text == "[masked]"
+
+
+def test_what_stood_in_between_is_masked(path: Path) -> None:
+    def adds(text: str) -> Verdict:
+        return Replace(f"{text} {SECRET}") if SECRET not in text else Allow()
+
+    def removes(text: str) -> Verdict:
+        return Replace(text.replace(SECRET, "gone")) if "gone" not in text else Allow()
+
+    found = check(finder(lambda spans: Flag("a key", spans=spans)), id="keys")
+    with Guard(Echo(), [adds, removes, found], path, mask=[{"check": "keys"}]) as guard:
+        guard.chat("hello")
+    assert not holds(path, SECRET)
+
+
+def test_what_a_masking_check_made_of_an_answer_is_recorded(path: Path) -> None:
+    found = check(finder(lambda spans: Replace("my key is gone", spans=spans)), id="keys")
+    with Guard(Echo(), [found], path, mask=[{"check": "keys"}]) as guard:
+        guard.chat("an answer without", session="one")
+        guard.chat(f"my key is {SECRET}")
+    assert not holds(path, SECRET)
+    with ReplayLog(path) as log:
+        second, first = log.calls()
+        assert first.output is not None
+        assert second.output is not None
+        assert (first.output.text, second.output.text) == ("an answer without", "my key is gone")
 
 
 def test_other_forms_are_masked_too(path: Path) -> None:

@@ -32,7 +32,7 @@ import msgspec
 from .canonical import canonical
 from .contents import Question, text_in
 from .errors import InputError
-from .events import Event, Generated, Scored
+from .events import Event, Generated, Judged, Revised, Scored
 from .log import Mask
 from .records import Masked, Output, Payload, Pending, RequestContent
 from .vocabulary import (
@@ -42,6 +42,7 @@ from .vocabulary import (
     Message,
     Part,
     Reasoning,
+    Replace,
     Text,
     ToolCall,
     ToolResult,
@@ -137,6 +138,8 @@ class Masking:
         texts = list(_asked_about(question))
         seen.update(text for _, text in texts)
         verdict = answer.value
+        if isinstance(verdict, Replace):  # what it made itself, it need not see
+            seen.update(_texts_of(verdict.content))
         spans = getattr(verdict, "spans", ())
         passed = answer.failure is None and (verdict is None or isinstance(verdict, Allow))
         if len(spans) >= _SPANS or not (passed or spans) or answer.failure is not None:
@@ -207,21 +210,16 @@ class Masking:
 
     def _require_seen(self, read: Mapping[str, Any], own: frozenset[int]) -> None:
         """Mask as a whole what a check that masks should have been asked about, and was not."""
-        for check, stages in self._masks.checks.items():
-            for name, value in read.items():
-                texts: list[str] = []
-                if "pre_filter" in stages and isinstance(value, Message):
-                    if int(name.removeprefix("message/")) in own and value.role != "system":
-                        texts += _texts(value.content)
-                elif "pre_filter" in stages and isinstance(value, RequestContent):
-                    texts += (document.text for document in value.documents)
-                elif "post_validate" in stages and name == "events":
-                    for event in value:
-                        if isinstance(event, Generated) and event.purpose == "answer":
-                            texts += _texts(event.generation.content)
-                self._add(
-                    text for text in texts if not any(text in seen for seen in self._seen[check])
-                )
+        for name, value in read.items():
+            if isinstance(value, Message) and int(name.removeprefix("message/")) not in own:
+                continue
+            for stage, by, texts in _to_be_seen(value):
+                for check, stages in self._masks.checks.items():
+                    if stage in stages and by != check:
+                        seen = self._seen[check]
+                        self._add(t for t in texts if not any(t in known for known in seen))
+            if isinstance(value, Output) and value.error is not None and self._masks.later:
+                self._add((value.text or "",))  # it was cut off, maybe in what is to be masked
 
     # Taking it out
 
@@ -391,6 +389,50 @@ def _texts(parts: Iterable[Part]) -> list[str]:
     parts = tuple(parts)
     texts = [text_of(parts), *map(text_in, parts)]
     return [text for text in texts if text]
+
+
+def _to_be_seen(value: Any) -> Iterator[tuple[str, str | None, list[str]]]:
+    """Yield texts of a payload that checks at a stage should have been asked about.
+
+    With each comes the check that made it, if one did.
+    """
+    if isinstance(value, Message):
+        if value.role != "system":
+            yield "pre_filter", None, _texts(value.content)
+    elif isinstance(value, RequestContent):
+        yield "pre_filter", None, [document.text for document in value.documents]
+        if value.resumption is not None:
+            edited = value.resumption.edited
+            yield "pre_filter", None, _texts_of(edited)
+            yield "post_validate", None, _texts_of(edited)
+    elif isinstance(value, Output):
+        if not value.refusal:
+            yield "post_validate", None, [*_texts(value.content), *filter(None, [value.text])]
+    elif isinstance(value, Pending):
+        yield "pre_filter", None, [document.text for document in value.documents]
+        if value.candidate is not None:
+            yield "post_validate", None, _texts(value.candidate.content)
+    elif isinstance(value, tuple):
+        for event in value:
+            if isinstance(event, Generated) and event.purpose == "answer":
+                yield "post_validate", None, _texts(event.generation.content)
+            elif isinstance(event, Revised):
+                yield "post_validate", event.check, [event.text]
+            elif isinstance(event, Judged) and isinstance(event.verdict, Replace):
+                yield event.stage, event.check, _texts_of(event.verdict.content)
+
+
+def _texts_of(content: Any) -> list[str]:
+    """Return the texts of what a check, or a person, put in place of something."""
+    if not isinstance(content, tuple):
+        return [content] if content else []
+    texts = _texts(each for each in content if not isinstance(each, Message | Document))
+    for each in content:
+        if isinstance(each, Message):
+            texts += _texts(each.content)
+        elif isinstance(each, Document):
+            texts.append(each.text)
+    return texts
 
 
 def _asked_about(question: Question) -> Iterator[tuple[str, str]]:
