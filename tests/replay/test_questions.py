@@ -278,8 +278,13 @@ ANSWERS: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {
     "replaced": (
         {},
         [
-            (call, 2, "post_validate", "privacy", "candidate/0", digest_of(said), EMAIL)
-            for call, said in (("one", "ab"), ("two", "ax"), ("remote", "d"), ("late", "a"))
+            (record, call, "post_validate", "privacy", "candidate/0", 1, digest_of(said), EMAIL)
+            for record, call, said in (
+                (2, "one", "ab"),
+                (4, "two", "ax"),
+                (8, "remote", "d"),
+                (22, "late", "a"),
+            )
         ],
     ),
     "principles": ({}, [("first law", 1, 0.25, 0.25, "events")]),
@@ -303,7 +308,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {
     "lost_calls": ({}, [(13, "lost", '{"intent":1,"result":1}')]),
     "damaged": ({}, [(23, "tampered", "the column kind differs from the leaf")]),
     "errors": ({}, [("BackendError", None, 1, LATER)]),
-    "unjudged": ({}, [("events", 3, "post_validate", "candidate/0")]),
+    "unjudged": ({}, [(14, "events", "post_validate", 1)]),
     "clock_went_back": ({}, [("host-a", "events", EVENTS, KILLED)]),
     "models": ({}, [("local", "demo", MODEL, "1", True, 8)]),
     "usage": ({}, [("local", "demo", 10, 96, 10), (None, None, 1, None, None)]),
@@ -334,11 +339,13 @@ def test_a_question_is_answered(log: ReplayLog, name: str) -> None:
 def test_what_a_subject_s_data_appears_in(log: ReplayLog) -> None:
     rows = log.ask("subject_data", subject="session-2").fetchall()
     expected = [
-        (number, "blocked", entry.record.__struct_config__.tag, payload.name, len(payload.body))
+        (number, "blocked", entry.record.__struct_config__.tag, payload.name)
         for number, entry in enumerate(CALLS[2], 5)
         for payload in entry.payloads
     ]
-    assert rows == expected
+    assert [row[:-1] for row in rows] == expected
+    for *_, name, content in rows:  # what is stored once within a subject, or shared by all
+        assert (content > 0) is (name == "policy" or name.startswith("message/"))
     assert log.ask("subject_data", subject="nobody").fetchall() == []
 
 
@@ -429,3 +436,20 @@ def test_the_command_says_what_is_wrong(
     status, _, error = told(log, *arguments)
     assert status == 2
     assert said in error
+
+
+def test_the_measurement_s_log_answers_every_question(tmp_path: Path) -> None:
+    """`bench.queries` lays down rows by hand: they must be those of a log."""
+    from bench import queries
+
+    queries.make(tmp_path / "log", 4000)
+    log = ReplayLog(tmp_path / "log")
+    assert log.sql("select count(*), count(distinct call_id) from calls").fetchall() == [
+        (4000, 4000)
+    ]
+    found = {name: len(log.ask(name, **queries.given(log, name)).fetchall()) for name in QUESTIONS}
+    assert found["unfinished"] == found["waiting"] == found["released_before_kill"] == 4
+    assert found["first_divergence"] == found["policy_text"] == found["overrides"] == 1
+    assert found["subject_data"] == 32
+    [overrides] = log.ask("overrides").fetchall()
+    assert overrides == ("privacy", 8, 4, 0, 0, 4)

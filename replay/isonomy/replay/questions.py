@@ -246,9 +246,10 @@ group by check_id, verdict order by check_id, verdict
     "replaced": Question(
         "What was redacted or rewritten, by which check?",
         """
-select call_id, sequence, stage, check_id, target, before, after
-from events where verdict = 'replace' and not shadow order by record, sequence
-limit $limit::bigint
+select min(record) as record, call_id, stage, check_id, target, count(*) as times,
+  arg_min(before, sequence) as before, arg_max(after, sequence) as after
+from events where verdict = 'replace' and not shadow
+group by call_id, stage, check_id, target order by record, target limit $limit::bigint
 """,
         {"limit": _LIMIT},
     ),
@@ -265,9 +266,11 @@ from critiques where not shadow group by principle order by mean, principle
         "How often was a check that asked a person overridden?",
         """
 with asked as (
-  select check_id, call_id from decisions where verdict = 'ask_human' and not shadow
+  select check_id, call_id from decisions
+  where verdict = 'ask_human' and not shadow group by all
 ), decided as (
-  select call_id, decision from events where type = 'decided'
+  select call_id, any_value(decision) as decision from events where type = 'decided'
+  group by call_id
 ), said as (
   select coalesce(c.resumes, d.call_id) as call_id, any_value(d.decision) as decision
   from decided d left join calls c on c.call_id = d.call_id group by all
@@ -292,7 +295,8 @@ with asking as (
   select call_id, started_at, actor, resumes, token, sequence from calls
   where token is not null or resumes is not null
 ), asked as (
-  select call_id, check_id, reason from decisions where verdict = 'ask_human' and not shadow
+  select call_id, check_id, reason from decisions
+  where verdict = 'ask_human' and not shadow group by all
 )
 select call_id, started_at, actor, check_id, reason
 from asking left join asked using (call_id)
@@ -305,9 +309,12 @@ order by sequence
     "subject_data": Question(
         "What does a subject's data appear in?",
         """
-select p.record, p.call_id, r.kind, p.name, octet_length(encode(p.json)) as bytes
-from payloads p join records r on r.sequence = p.record
-where p.call_id in (select call_id from calls where subject = $subject)
+with theirs as (
+  select sequence as record, kind from records
+  where call_id in (select call_id from calls where subject = $subject)
+)
+select p.record, p.call_id, t.kind, p.name, p.content
+from theirs t join payloads p on p.record = t.record
 order by p.record, p.position
 """,
         {"subject": Parameter("whose data it is")},
@@ -365,8 +372,8 @@ from calls where error is not null group by error order by calls desc, error
     "unjudged": Question(
         "Which answers were released although a stage had no check that said anything?",
         """
-select call_id, sequence, stage, target from events where type = 'unjudged'
-order by record, sequence limit $limit::bigint
+select min(record) as record, call_id, stage, count(*) as times
+from events where type = 'unjudged' group by call_id, stage order by record limit $limit::bigint
 """,
         {"limit": _LIMIT},
     ),
