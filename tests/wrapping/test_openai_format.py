@@ -285,3 +285,16 @@ def test_chunks_come_to_what_they_were_cut_from():
 def test_a_request_can_be_made_of_our_words():
     request = ChatRequest(model="m", messages=(Message.of("user", "hi"),))
     assert body_of(request) == {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_predicted_text_passes_only_where_somebody_says_so():
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "prediction": {"type": "content", "content": "SECRET"},
+    }
+    with pytest.raises(InputError, match="prediction holds text that no check"):
+        request_of(body)
+    asked = request_of(body, carry=("prediction",))
+    assert asked.extra == {"prediction": body["prediction"]}
+    assert request_of({**body, "prediction": None}).extra == {"prediction": None}

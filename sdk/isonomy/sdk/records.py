@@ -33,8 +33,8 @@ from .generation import Identity, Sampling, Usage
 from .vocabulary import Candidate, Document, Message, Part, Stage, VerdictName
 
 SCHEMA_VERSION = 2
-"""2 added segments of streams, resumed calls, gaps, tombstones and the events `decided` and `scored`
-to 1, which is a part of it: what version 1 wrote is read as it stands."""
+"""2 added segments of streams, resumed calls, gaps, tombstones and the events `decided` and
+`scored` to 1, which is a part of it: what version 1 wrote is read as it stands."""
 
 
 class CheckIdentity(msgspec.Struct, frozen=True, kw_only=True):

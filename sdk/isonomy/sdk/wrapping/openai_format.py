@@ -102,7 +102,8 @@ def request_of(
 
     Args:
         body: plain JSON data.
-        carry: types of content parts that are to be carried as `Json` though they are not known.
+        carry: types of content parts that are to be carried as `Json` though they are not known;
+            ``"prediction"`` lets that parameter pass.
         strict: refuse a sampling setting, ``n`` or ``stream`` of the wrong type; else it stays in
             `extra` as it stands, for somebody else to refuse.
 
@@ -114,6 +115,11 @@ def request_of(
     if not isinstance(model, str) or not model:
         raise InputError("model must be the name of a model.")
     messages = messages_of(rest.pop("messages", None), carry=carry)
+    if rest.get("prediction") is not None and "prediction" not in carry:
+        raise InputError(
+            "prediction holds text that no check would be asked about. Leave it out. A client that "
+            "is wrapped here, with guard.wrap(client, carry=('prediction',)), sends it as it is."
+        )
     tools = rest.pop("tools", None) or ()
     if isinstance(tools, str | Mapping) or not all(isinstance(tool, dict) for tool in tools):
         raise InputError("tools must be a list of dictionaries.")
