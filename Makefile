@@ -12,10 +12,10 @@ demo: $(VENV)/.local
 	$(BIN)/isonomy demo
 
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 check: $(VENV)/.dev lint types
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
