@@ -24,7 +24,7 @@ from isonomy.sdk import events as ev
 from isonomy.sdk.canonical import canonical, digest_of
 from isonomy.sdk.cli.inspect import sql_command
 from isonomy.sdk.errors import InputError
-from isonomy.sdk.records import Entry, Payload, header_of
+from isonomy.sdk.records import Entry, Masked, Payload, header_of
 from isonomy.sdk.vocabulary import Allow, AskHuman
 
 START = datetime(2023, 11, 14, 22, 13, 20)
@@ -107,6 +107,7 @@ LATE[0] = with_record(
     LATE[0],
     policy_digest=NEW,
     actor="bob",
+    masked=(Masked("message/0", "/content/0/text"),),
     checks=(
         making.CHECKS[0],
         msgspec.structs.replace(making.CHECKS[1], code="sha256:" + "99" * 32),
@@ -121,6 +122,7 @@ LATE[1] = with_record(
 )
 CALLS.append(LATE)
 CALLS.append([making.opening("tampered", at=4 * DAY)])
+CALLS.append([making.tombstone(), making.tombstone(done=True)])
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +294,11 @@ ANSWERS: dict[str, tuple[dict[str, Any], list[tuple[Any, ...]]]] = {
     "deciders": ({}, [("grace", "approve", 1, "goes on"), ("grace", "edit", 1, "events")]),
     "waiting": ({}, [("waits", WAITS, "ada", "privacy", "a person must see this")]),
     "mentions": ({"text": "llo", "limit": 2}, [(1, "one", "message/0"), (1, "one", "events")]),
+    "erasures": (
+        {},
+        [(ONE, "subject", "session-9", "office-1", "request 17", True)] * 2,
+    ),
+    "masked": ({}, [("message/0", "/content/0/text", 1, 1)]),
     "unfinished": (
         {},
         [

@@ -327,6 +327,21 @@ order by record, position limit $limit::bigint
 """,
         {"text": Parameter("what to look for, as it stands in JSON"), "limit": _LIMIT},
     ),
+    "erasures": Question(
+        "What was erased, when, by whom, and why; and which erasures did not come to their end?",
+        """
+select recorded_at, what, target, erased_by, reason,
+  done or (what, target) in (select (what, target) from tombstones where done) as complete
+from tombstones order by record
+""",
+    ),
+    "masked": Question(
+        "From which payloads was something taken before they were recorded?",
+        """
+select payload, pointer, count(*) as times, count(distinct call_id) as calls
+from masked group by payload, pointer order by times desc, payload, pointer
+""",
+    ),
     # What went wrong.
     "unfinished": Question(
         "Which calls have no result: killed, or still running?",
