@@ -81,6 +81,22 @@ def test_enough_records_are_not_kept_waiting(path: Path) -> None:
         until(lambda: ingested(path) == 4)
 
 
+def test_who_falls_far_behind_takes_no_long_pause(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_module, "PAUSE", 10_000.0)
+    with JournalLog(path, background=True) as log:
+        log._background = Background(log._directory, records=2, seconds=0)
+        log.append(making.call("a", "x", ["y"]))
+        until(lambda: ingested(path) == 2)
+        until(lambda: log._background and log._background._running is None)
+        log.append(making.call("b", "x", ["y"]))
+        time.sleep(0.5)
+        assert ingested(path) == 2  # it rests
+        log.append([entry for n in range(10) for entry in making.call(f"{n}", "x", ["y"])])
+        until(lambda: ingested(path) == 24)
+
+
 def test_the_write_ahead_log_of_a_log_that_nobody_queries_stays_small(
     journal: JournalLog, path: Path
 ) -> None:

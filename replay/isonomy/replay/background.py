@@ -14,8 +14,9 @@ Invariants
       `close`, the subprocess ends by itself.
     - A forked child has none of its parent's; it begins anew with its first record.
     - It takes a tenth of the time at most: the pause after an ingestion is `PAUSE` times as long as
-      it took. A log that can't be ingested is tried again ever more rarely; the logger ``isonomy``
-      is warned once of each reason, and `isonomy log status` shows the last.
+      it took, unless it has fallen `BEHIND` times as far behind as starts one. A log that can't be
+      ingested is tried again ever more rarely; the logger ``isonomy`` is warned once of each
+      reason, and `isonomy log status` shows the last.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ SECONDS: Final = 30.0
 """How long a record waits for more of them."""
 PAUSE: Final = 10.0
 """How many times as long as an ingestion took is waited until the next."""
+BEHIND: Final = 10
+"""How many times `records` may be waiting before there are no long pauses any more."""
 REST: Final = 1.0
 """The shortest pause, seconds."""
 BACK_OFF: Final = (60.0, 3600.0)
@@ -140,7 +143,7 @@ class Background:
             self._wait_for_more()
             if self._stopped.is_set():
                 return
-            self._stopped.wait(self._turn())
+            self._rest(self._turn())
 
     def _wait_for_more(self) -> None:
         until = time.monotonic() + self._seconds
@@ -151,6 +154,16 @@ class Background:
             self._wake.wait(left)
             self._wake.clear()
 
+    def _rest(self, seconds: float) -> None:
+        """Pause, but not for long where too much is waiting, unless it can't be ingested."""
+        began = time.monotonic()
+        while not self._stopped.is_set():
+            passed = time.monotonic() - began
+            far = not self._failures and self._last - self._ingested > BEHIND * self._records
+            if passed >= (min(seconds, REST) if far else seconds):
+                return
+            self._stopped.wait(min(seconds - passed, REST))
+
     def _turn(self) -> float:
         """Ingest unless another process did or does; return how long to pause, seconds."""
         last = last_ingestion(self._directory)
@@ -158,7 +171,8 @@ class Background:
         if last.record >= self._last:
             return 0.0
         ago = (time.time_ns() - last.ended_ns) / 1e9
-        if not last.problem and 0 <= ago < PAUSE * last.seconds:
+        far = self._last - self._ingested > BEHIND * self._records
+        if not last.problem and not far and 0 <= ago < PAUSE * last.seconds:
             return PAUSE * last.seconds - ago
         asked = self._last
         problem = self._ingest()
