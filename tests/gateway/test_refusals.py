@@ -321,6 +321,7 @@ def test_what_goes_wrong_behind(serve: Serve, error: Exception, status: int, cod
     name = "BackendError" if isinstance(error, RuntimeError) else type(error).__name__
     metrics = served.http.get("/metrics").text
     assert f'isonomy_call_errors_total{{error="{name}"}} 1.0' in metrics
+    assert len(answer.headers["x-isonomy-call-id"]) == 36  # by which the log tells more
 
 
 def test_a_log_that_can_not_be_written(serve: Serve, tmp_path: Any) -> None:

@@ -227,6 +227,7 @@ def test_a_backend_s_failure_is_recorded_and_raised(
     result = log.only(Result)
     assert isinstance(result.record, Result)
     assert (result.record.error, result.record.finish_reason) == (name, None)
+    assert caught.value.call_id == result.record.call_id
     (event,) = events_in(result)
     assert isinstance(event, BackendFailed)
     assert (event.error, event.message, event.purpose) == (name, message, "answer")

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 
 class IsonomyError(Exception):
-    """Base of every error that Isonomy raises on purpose."""
+    """Base of every error that Isonomy raises on purpose.
+
+    `call_id` is the call that it ended, where the call was performed: it is in the log.
+    """
+
+    call_id: str | None = None
 
 
 class InputError(IsonomyError):

@@ -515,6 +515,7 @@ class _Performing:
         if self._entries:
             await self.record()
         if failure is not None:
+            failure.call_id = self._performance.call.id
             raise failure
         if piece and self._outlet is not None:
             await self._outlet.let_go(piece)

@@ -201,13 +201,19 @@ class Edge:
 
     async def _fail(self, exchange: Exchange, error: Exception, send: Send) -> None:
         told = refused(error)
+        headers = told.headers
+        ended = getattr(error, "call_id", None)
+        if ended is not None:
+            if ended not in exchange.calls:
+                exchange.calls.append(ended)
+            headers = {**headers, "x-isonomy-call-id": ended}
         exchange.error = type(error).__name__ if not isinstance(error, Refused) else told.code
         if told.status >= 500 and not isinstance(error, Refused):
             # Only the log's own errors are told in full: any other may quote content.
             note = {"message": str(error)} if isinstance(error, LogError) else {}
             logger().error("request_failed", error=type(error).__name__, where=where(error), **note)
         if exchange.status is None:
-            for message in answer(told.status, told.body, told.headers):
+            for message in answer(told.status, told.body, headers):
                 await send(message)
 
     def _told(self, exchange: Exchange) -> None:
