@@ -76,7 +76,7 @@ def header_of(event: Event) -> EventHeader:
     verdict = getattr(event, "verdict", None)
     return EventHeader(
         sequence=event.sequence,
-        type=event.type,
+        type=event.__struct_config__.tag,  # type: ignore[arg-type]
         stage=event.stage,
         check=event.check,
         round=event.round,
