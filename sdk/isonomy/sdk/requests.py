@@ -199,9 +199,13 @@ def _as_message(message: Any, index: int) -> Message:
 
 
 def new_call_id() -> str:
-    """Return a fresh call id: a UUID of version 7 (RFC 9562), so that ids sort roughly by time."""
-    time_part = f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}"
-    random = os.urandom(10)
+    """Return a fresh call id, such that ids sort roughly by time."""
+    return version_7(time.time_ns() // 1_000_000, os.urandom(10))
+
+
+def version_7(milliseconds: int, random: bytes) -> str:
+    """Return the UUID of version 7 (RFC 9562) of a time since 1970 and of 10 random bytes."""
+    time_part = f"{milliseconds & (1 << 48) - 1:012x}"
     rest = random[2:].hex()
     # Version 7 in the high bits of the third group, variant 0b10 in those of the fourth.
     return (

@@ -27,6 +27,7 @@ from .generation import Backend, Request, Sampling
 from .log import Log
 from .performing import Performance, give_up
 from .records import Entry, Resumption
+from .requests import version_7
 from .vocabulary import Call, Document, Message, Part, Stage
 
 if TYPE_CHECKING:
@@ -111,9 +112,7 @@ def resumed_id(token: str) -> str:
         begun = uuid.UUID(call_id).int >> 80
     except ValueError:
         begun = 0
-    random = int.from_bytes(drawn[:10], "big")
-    value = begun << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64
-    return str(uuid.UUID(int=value | 0b10 << 62 | random & (1 << 62) - 1))
+    return version_7(begun, drawn[:10])
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
